@@ -1,0 +1,89 @@
+"""The cache folder: where read files, embedded samples and content hashes are kept, and how to write into it safely."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from regraft.errors import DataError
+
+CHUNK = 1 << 20
+
+
+def cache_folder(*parts: str) -> Path:
+    """The folder `REGRAFT_CACHE` (default `~/.cache/regraft`) / `parts`, made if it is not there."""
+    base = Path(os.environ.get("REGRAFT_CACHE") or "~/.cache/regraft").expanduser()
+    folder = base.joinpath(*parts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"the cache folder {folder} cannot be made ({error.strerror}); set REGRAFT_CACHE to a folder that can be written"
+        raise DataError(message) from error
+    return folder
+
+
+def key_of(*parts: object) -> str:
+    """40 hexadecimal digits that stand for `parts` (anything JSON can hold)."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:40]
+
+
+def stamp(path: Path) -> tuple[str, int, int]:
+    """What tells one state of a file from another without reading it: absolute path, size in bytes, mtime in ns."""
+    status = path.stat()
+    return (str(path.resolve()), status.st_size, status.st_mtime_ns)
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """A new file name beside `target`, renamed to it when the block ends well and removed when it does not."""
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    beside = Path(name)
+    try:
+        yield beside
+        beside.replace(target)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        if error.errno is None or error.filename not in (None, str(beside)):
+            raise
+        message = f"{target} cannot be written ({error.strerror}); free some space or set REGRAFT_CACHE to another folder"
+        raise DataError(message) from error
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of the bytes of a file, read once for each size and mtime."""
+    known = cache_folder("hashes") / key_of("sha256", stamp(path))
+    if known.exists():
+        return known.read_text()
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(CHUNK):
+            digest.update(block)
+    with written_whole(known) as beside:
+        beside.write_text(digest.hexdigest())
+    return digest.hexdigest()
+
+
+def files_sha256(files: list[Path], root: Path) -> str:
+    """sha256 over the names relative to `root` and the contents of many files, kept as one entry for all of them."""
+    known = cache_folder("hashes") / key_of("files", [stamp(path) for path in files], str(root.resolve()))
+    if known.exists():
+        return known.read_text()
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.relative_to(root).as_posix().encode("utf-8", "surrogateescape") + b"\0")
+        with path.open("rb") as stream:
+            while block := stream.read(CHUNK):
+                digest.update(block)
+        digest.update(b"\0")
+    with written_whole(known) as beside:
+        beside.write_text(digest.hexdigest())
+    return digest.hexdigest()
