@@ -53,7 +53,9 @@ def explain(cls: type[BaseModel], error: Any) -> str:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         fields = ", ".join(sorted(cls.model_fields))
-        return f"{cls.__name__}: no field {path!r}{suggest(path, cls.model_fields)}; fields: {fields}".replace("?;", "?;")
+        return f"{cls.__name__}: no field {path!r}{suggest(path, cls.model_fields)}; fields: {fields}".replace(
+            "?;", "?;"
+        )
     if error["type"] == "missing":
         return f"{cls.__name__}: field {path!r} is required"
     message = error["msg"][0].lower() + error["msg"][1:]

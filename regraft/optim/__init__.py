@@ -1,1 +1,1 @@
-"""."""
+"""Optimizers, schedules and parameter groups: what `Descent` is built from."""

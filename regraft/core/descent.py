@@ -1,0 +1,157 @@
+"""The default update and step: one optimizer step on the mean loss of a batch.
+
+Precision, accumulation, clipping and the learning-rate schedule live here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from regraft.core.protocols import LossFn, NamedParams, State, Update
+from regraft.core.values import Batch, Clock, Loss, mean, split
+from regraft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from regraft.core.stage import Stage
+
+Precision = Literal["fp32", "bf16"]
+MakeOptimizer = Callable[[NamedParams, Mapping[str, float]], torch.optim.Optimizer]  # parameters, learning-rate scales
+
+
+def constant(clock: Clock) -> float:
+    """A schedule that leaves the learning rate as it is."""
+    return 1.0
+
+
+class Descent:
+    """One optimizer step on the mean loss of a batch, in `micro` slices.
+
+    Gradients are summed as `value * weight` over the slices and divided by the total weight once, so slices that hold
+    unequal numbers of tokens give the gradient of the whole batch. `backward(inputs=params)` keeps gradients out of
+    parameters this update does not own, which makes two-player games safe without toggling `requires_grad`.
+
+    Args:
+        params: the parameters to own, by name.
+        make: builds the torch optimizer once the learning-rate scales are known.
+        micro: number of slices a batch is cut into.
+        max_norm: gradients are scaled down to this global L2 norm; None leaves them.
+        schedule: factor on every learning rate at a clock.
+        precision: "bf16" runs the loss under autocast; parameters, gradients and optimizer state stay in fp32.
+
+    Raises:
+        ConfigError: there is no trainable parameter.
+    """
+
+    def __init__(
+        self,
+        params: NamedParams,
+        make: MakeOptimizer,
+        *,
+        micro: int = 1,
+        max_norm: float | None = None,
+        schedule: Callable[[Clock], float] = constant,
+        precision: Precision = "fp32",
+    ) -> None:
+        if not params:
+            raise ConfigError(
+                "Descent got no trainable parameter; a technique froze all of them, so let at least the head train"
+            )
+        self.named = dict(params)
+        self.params: Sequence[nn.Parameter] = list(params.values())
+        self.make, self.micro, self.max_norm, self.schedule, self.precision = make, micro, max_norm, schedule, precision
+        self._use(make(self.named, {}))
+
+    def _use(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.base_rates: list[float] = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def scale_rates(self, scales: Mapping[str, float]) -> None:
+        """Multiply the learning rates of named parameters; names that are not owned are left to other updates."""
+        self._use(self.make(self.named, scales))
+
+    def gradients(self, loss_fn: LossFn, batch: Batch) -> Loss:
+        """Fill `.grad` of the owned parameters with the gradient of the batch's mean loss, and of no others."""
+        self.optimizer.zero_grad(set_to_none=True)
+        device = self.params[0].device.type
+        losses: list[Loss] = []
+        for part in split(batch, self.micro):
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+                loss = loss_fn(part)
+            value = loss.value if self.micro == 1 else loss.value * loss.weight
+            value.backward(inputs=self.params)  # pyright: ignore[reportUnknownMemberType]
+            losses.append(loss.detached())
+        if self.micro > 1:
+            total = sum(loss.weight for loss in losses)
+            grads = [p.grad for p in self.params if p.grad is not None]
+            torch._foreach_div_(grads, total)  # type: ignore[attr-defined]
+        return mean(losses)
+
+    def apply(self, clock: Clock) -> None:
+        """Clip, set the learning rates of this clock, and let the optimizer step."""
+        if self.max_norm is not None:
+            nn.utils.clip_grad_norm_(self.params, self.max_norm)
+        factor = self.schedule(clock)
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
+        self.optimizer.step()
+
+    def __call__(self, loss_fn: LossFn, batch: Batch, clock: Clock) -> Loss:
+        """`gradients`, then `apply`."""
+        loss = self.gradients(loss_fn, batch)
+        self.apply(clock)
+        return loss
+
+    def adopt(self, previous: Update) -> None:
+        """Copy the optimizer state of every parameter that an earlier Descent of the same kind of optimizer owned too."""
+        if not isinstance(previous, Descent) or type(previous.optimizer) is not type(self.optimizer):
+            return
+        for name, parameter in self.named.items():
+            earlier = previous.named.get(name)
+            if earlier is not None and earlier in previous.optimizer.state:
+                self.optimizer.state[parameter] = _copied(previous.optimizer.state[earlier])
+
+    def state_dict(self) -> State:
+        """Optimizer state by parameter name, and what the optimizer keeps in its groups."""
+        state = {name: dict(self.optimizer.state[p]) for name, p in self.named.items() if p in self.optimizer.state}
+        groups = [
+            {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
+        ]
+        return {"state": state, "groups": groups}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take back what `state_dict` gave, by parameter name."""
+        for name, values in state["state"].items():
+            self.optimizer.state[self.named[name]] = _copied(values)
+        for group, saved in zip(self.optimizer.param_groups, state["groups"], strict=True):
+            group.update({key: _like(group.get(key), value) for key, value in saved.items()})
+
+    def describe(self) -> str:
+        """`Descent(AdamW)` with what differs from the defaults."""
+        extras = [f"micro={self.micro}"] * (self.micro > 1) + [self.precision] * (self.precision != "fp32")
+        return f"Descent({', '.join([type(self.optimizer).__name__, *extras])})"
+
+
+def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in values.items()}
+
+
+def _like(current: object, saved: object) -> object:
+    """JSON has no tuples: give a list back as the tuple it was (Adam's betas)."""
+    return tuple(saved) if isinstance(current, tuple) and isinstance(saved, list) else saved  # type: ignore[arg-type]
+
+
+class OneUpdate:
+    """The default step: one update of everything trainable on the stage's objective."""
+
+    def __init__(self, stage: Stage[Any]) -> None:
+        self.stage = stage
+        self.updates: Mapping[str, Update] = {"all": stage.update(stage.trainable())}
+
+    def __call__(self, batch: Batch, clock: Clock) -> Loss:
+        """One update of everything trainable."""
+        model, objective = self.stage.model, self.stage.objective
+        return self.updates["all"](lambda part: objective(model, part, clock), batch, clock)

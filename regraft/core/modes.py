@@ -1,0 +1,42 @@
+"""Frozen means frozen: which parameters train, and which modules stay in eval mode while the rest is training."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+def set_trainable(model: nn.Module, names: Collection[str] | None) -> None:
+    """Let exactly the named parameters train; None keeps what `requires_grad` says now.
+
+    A module that holds parameters none of which trains is marked `frozen`: it and all within it (dropout, running
+    statistics) stay in eval mode, see `train_mode`.
+    """
+    if names is not None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in names)
+    for module in model.modules():
+        parameters = list(module.parameters())
+        module.frozen = bool(parameters) and not any(p.requires_grad for p in parameters)  # type: ignore[assignment]
+
+
+def train_mode(model: nn.Module) -> None:
+    """Training mode, except for modules marked `frozen` and all they hold."""
+    model.train()
+    for module in model.modules():
+        if getattr(module, "frozen", False):
+            module.eval()
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Generator[None]:
+    """Eval mode inside the block; training mode (except for what is frozen) after it if the model was training before."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            train_mode(model)

@@ -1,0 +1,99 @@
+"""The only mutable object of training: a run of one stage, and the log it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+import torch
+
+from regraft.core.protocols import Hook, State, Step
+from regraft.core.stage import Recipe, Stage
+from regraft.core.state import run_state
+from regraft.core.values import Clock, Loss
+from regraft.errors import RunError
+
+Record = dict[str, float | int | str]  # one logged step: stage, step, loss, weight and the loss's terms
+
+
+class Log(Protocol):
+    """Where records go as they are written, such as events.jsonl."""
+
+    def write(self, records: Sequence[Record], /) -> None:
+        """Append records of consecutive steps."""
+        ...
+
+    def rewind(self, stage: int, step: int, /) -> None:
+        """Forget what was written at and after this point: the run goes on from here."""
+        ...
+
+
+@dataclass
+class Run:
+    """The moving part: everything that changes while a recipe runs, and nothing else."""
+
+    recipe: Recipe
+    index: int  # of the stage
+    step: Step
+    clock: Clock
+    seed: int
+    hooks: tuple[Hook, ...]  # the stage's own, then those of the whole run
+    log_every: int = 20
+    log: Log | None = None
+    history: list[Record] = field(default_factory=list[Record])
+    pending: list[tuple[int, Loss]] = field(default_factory=list[tuple[int, Loss]])
+    stopped: str | None = None
+
+    @property
+    def stage(self) -> Stage[Any]:
+        """The stage that is running."""
+        return self.recipe.stages[self.index]
+
+    def stop(self, reason: str) -> None:
+        """End the stage after this step."""
+        self.stopped = reason
+
+    def record(self, loss: Loss) -> None:
+        """Note the loss of the step just made; it is read from the device every `log_every` steps."""
+        self.pending.append((self.clock.step, loss))
+        if len(self.pending) >= self.log_every or self.clock.step == self.clock.total:
+            self.flush()
+
+    def flush(self) -> None:
+        """Read the pending losses from the device, in one transfer, and write them to the log.
+
+        Raises:
+            RunError: a loss is not a finite number.
+        """
+        if not self.pending:
+            return
+        rows = [[loss.value, *loss.terms.values()] for _, loss in self.pending]
+        values = torch.stack([torch.as_tensor(v, dtype=torch.float32) for row in rows for v in row])
+        values = cast(list[float], values.tolist())  # pyright: ignore[reportUnknownMemberType]
+        records: list[Record] = []
+        for (step, loss), row in zip(self.pending, rows, strict=True):
+            numbers, values = values[: len(row)], values[len(row) :]
+            names = ["loss", *loss.terms]
+            records.append(
+                {
+                    "stage": self.stage.name,
+                    "step": step,
+                    **dict(zip(names, numbers, strict=True)),
+                    "weight": float(loss.weight),
+                }
+            )
+            if not numbers[0] < float("inf"):  # NaN compares false as well
+                raise RunError(
+                    f"stage {self.stage.name!r}: the loss became {numbers[0]} at step {step:,}; lower the learning rate, "
+                    "clip gradients (max_norm), or use precision fp32"
+                )
+        self.pending.clear()
+        self.history += records
+        if self.log is not None:
+            self.log.write(records)
+
+    def state_dict(self) -> State:
+        """Everything the next step depends on, for a checkpoint."""
+        self.flush()
+        return run_state(self)
