@@ -15,7 +15,7 @@ class DescentBuilder:
     """Builds a `Descent` once the parameters are known; see there for what the options mean."""
 
     optimizer: Optimizer
-    schedule: Schedule = field(default_factory=Constant)
+    schedule: Schedule = field(default_factory=lambda: Constant())
     micro: int = 1
     max_norm: float | None = None
     precision: Precision = "fp32"
