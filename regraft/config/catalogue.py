@@ -32,9 +32,9 @@ CATALOGUE: dict[str, dict[str, str]] = {  # family -> class name -> module
         "StagedThaw": "regraft.techniques.transfer.staged_thaw",
         "WeightAverage": "regraft.techniques.regularise.weight_average",
     },
-    "optimizer": {name: "regraft.optim.optimizers" for name in ("Adam", "AdamW", "SGD")},
-    "schedule": {name: "regraft.optim.schedules" for name in ("Constant", "Cosine", "Linear")},
-    "network": {name: "regraft.models.networks" for name in ("ConvNet", "GenerativePair", "MLP")},
+    "optimizer": dict.fromkeys(("Adam", "AdamW", "SGD"), "regraft.optim.optimizers"),
+    "schedule": dict.fromkeys(("Constant", "Cosine", "Linear"), "regraft.optim.schedules"),
+    "network": dict.fromkeys(("ConvNet", "GenerativePair", "MLP"), "regraft.models.networks"),
 }
 
 

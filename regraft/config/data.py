@@ -34,8 +34,8 @@ class DataSpec(Spec):
     encoding: str = "auto"
     delimiter: str = "auto"
     quoting: Literal["auto", "minimal", "none"] = "auto"
-    valid: float = Field(0.1, gt=0, lt=0.5)  # share of train cut off for validation where none is given
-    test: float = Field(0.2, gt=0, lt=0.5)  # share cut off for the final test where none is given
-    limit: int | None = Field(None, ge=1)  # at most this many training rows are used, a seeded sample
+    valid: float = Field(default=0.1, gt=0, lt=0.5)  # share of train cut off for validation where none is given
+    test: float = Field(default=0.2, gt=0, lt=0.5)  # share cut off for the final test where none is given
+    limit: int | None = Field(default=None, ge=1)  # at most this many training rows are used, a seeded sample
     on_bad: Literal["fail", "skip"] = "fail"  # a row or image that cannot be read
     seed: int = 0  # of the splits and of the sample

@@ -26,7 +26,9 @@ class Spec(BaseModel):
 
     def replaced(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated like a new one."""
-        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
+        fields = type(self).model_fields
+        current = {field.alias or name: getattr(self, name) for name, field in fields.items()}
+        return type(self)(**current | changes)
 
 
 class Named(Spec):

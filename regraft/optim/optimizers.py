@@ -18,8 +18,8 @@ class Optimizer(Named):
 
     family: ClassVar[str] = "optimizer"
 
-    lr: float = Field(1e-3, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
+    lr: float = Field(default=1e-3, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
 
     def build(self, named: Mapping[str, nn.Parameter], scales: Mapping[str, float]) -> torch.optim.Optimizer:
         """The optimizer over the named parameters, with their learning rates scaled by name."""
@@ -29,10 +29,10 @@ class Optimizer(Named):
 class AdamW(Optimizer):
     """Adam with decoupled weight decay. Loshchilov and Hutter, 2019, arXiv:1711.05101."""
 
-    lr: float = Field(1e-3, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
+    lr: float = Field(default=1e-3, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
 
     def build(self, named: Mapping[str, nn.Parameter], scales: Mapping[str, float]) -> torch.optim.Optimizer:
         """A fused `torch.optim.AdamW`."""
@@ -44,7 +44,7 @@ class Adam(Optimizer):
     """Adam; `weight_decay` is an L2 penalty in the gradient. Kingma and Ba, 2015, arXiv:1412.6980."""
 
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
 
     def build(self, named: Mapping[str, nn.Parameter], scales: Mapping[str, float]) -> torch.optim.Optimizer:
         """A fused `torch.optim.Adam`."""
@@ -55,8 +55,8 @@ class Adam(Optimizer):
 class SGD(Optimizer):
     """Stochastic gradient descent, with heavy-ball or Nesterov momentum. Sutskever et al., 2013."""
 
-    lr: float = Field(0.01, ge=0)
-    momentum: float = Field(0.0, ge=0, lt=1)
+    lr: float = Field(default=0.01, ge=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
     nesterov: bool = False
 
     def build(self, named: Mapping[str, nn.Parameter], scales: Mapping[str, float]) -> torch.optim.Optimizer:

@@ -16,7 +16,7 @@ class Schedule(Named):
 
     family: ClassVar[str] = "schedule"
 
-    warmup: float = Field(0.0, ge=0, lt=1)
+    warmup: float = Field(default=0.0, ge=0, lt=1)
 
     def __call__(self, clock: Clock) -> float:
         """The factor at `clock`; the rise is linear and its first step is not 0."""
@@ -41,7 +41,7 @@ class Constant(Schedule):
 class Linear(Schedule):
     """Down to `floor` in a straight line."""
 
-    floor: float = Field(0.0, ge=0, le=1)
+    floor: float = Field(default=0.0, ge=0, le=1)
 
     def shape(self, fraction: float) -> float:
         """`1 - (1 - floor) fraction`."""
@@ -51,7 +51,7 @@ class Linear(Schedule):
 class Cosine(Schedule):
     """Down to `floor` along half a cosine. Loshchilov and Hutter, 2017, arXiv:1608.03983, eq. 5, without restarts."""
 
-    floor: float = Field(0.0, ge=0, le=1)
+    floor: float = Field(default=0.0, ge=0, le=1)
 
     def shape(self, fraction: float) -> float:
         """`floor + (1 - floor) (1 + cos(pi fraction)) / 2`."""

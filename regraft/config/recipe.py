@@ -1,0 +1,204 @@
+"""A recipe file: what is trained on what, by which techniques, for how many steps. YAML and `RecipeSpec` say the same.
+
+    seed: 0
+    data: {main: {path: tickets.csv}}
+    models: {main: {name: sentence-transformers/all-MiniLM-L6-v2}}
+    train: {batch_size: 32, optimizer: {AdamW: {lr: 3.0e-4}}}
+    stages: [{name: adapt, steps: 900}]
+    techniques: [{LoRA: {rank: 8}}, SAM]
+
+`regraft plan` adds `probe:` and `race:`: everything the main job does, as counted work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from regraft.config.data import DataSpec
+from regraft.config.parse import (
+    AnyNetwork,
+    AnyOptimizer,
+    AnySchedule,
+    AnyTechnique,
+    dump_fields,
+    load_yaml,
+    override,
+)
+from regraft.config.spec import Spec
+from regraft.errors import ConfigError
+
+FORMAT = "regraft.recipe/1"
+MAIN = "main"  # the entry of `data:` and `models:` that is adapted; the others are teachers, targets and the like
+
+
+def _default(name: str) -> Any:
+    """A field whose default is the named part with its own defaults; it is looked up when the recipe is made."""
+    return Field(default=name)
+
+
+class ModelSpec(Spec):
+    """A pretrained model by name, or a plain network to be trained from scratch."""
+
+    name: str | None = None  # hub id, local Hugging Face folder, or "minilm"
+    network: AnyNetwork | None = None  # MLP for tables, ConvNet for small images, GenerativePair for GAN
+    head: Literal["depths", "last", "standard"] = (
+        "depths"  # read all block boundaries, the last one, or keep the model's own head
+    )
+    depths: tuple[int, ...] = ()  # boundaries the head reads; empty: chosen by the probe
+    pools: tuple[str, ...] = ()  # how tokens or positions are pooled; empty: chosen by the probe
+    max_length: int | None = Field(default=None, ge=4)  # text: tokens kept of each example
+    image_size: int | None = Field(default=None, ge=1)  # image: side in pixels; default the model's own
+
+
+class TrainSpec(Spec):
+    """How each step is made."""
+
+    batch_size: int = Field(default=32, ge=1)
+    micro: int = Field(default=1, ge=1)  # slices a batch is cut into; the gradient is that of the whole batch
+    optimizer: AnyOptimizer = _default("AdamW")
+    schedule: AnySchedule = _default("Constant")
+    max_norm: float | None = Field(default=1.0, gt=0)  # gradients are scaled down to this global norm
+    precision: Literal["fp32", "bf16"] = "fp32"
+    dropout: bool = True  # False switches every dropout layer of the model off
+    augment: bool = False  # images: small random crops, shifts and changes of brightness
+    flip: bool = False  # images: mirror at random; only where left and right mean the same
+
+
+class ValidateSpec(Spec):
+    """When validation is run, and when training stops for lack of progress."""
+
+    times: int = Field(default=4, ge=1)  # evaluations in a stage, evenly spaced; the last is at its end
+    patience: int | None = Field(default=None, ge=1)  # evaluations without a better result before the stage stops
+
+
+class CheckpointSpec(Spec):
+    """How often a run can be resumed from."""
+
+    every_steps: int = Field(default=200, ge=1)
+    keep: int = Field(default=2, ge=1)
+
+
+class StageSpec(Spec):
+    """One phase of training."""
+
+    name: str
+    steps: int = Field(ge=1)
+    data: str = MAIN
+
+
+class ProbeSpec(Spec):
+    """The probe on frozen features: what is read and how the head is chosen, out of fold."""
+
+    limit: int | None = Field(default=None, ge=1)  # training rows it is fitted on, a seeded sample; None: all
+    folds: int = Field(default=5, ge=2)
+    seed: int = 0
+
+
+class CandidateSpec(Spec):
+    """One strategy of the race: its techniques, its training options and its counted work."""
+
+    name: str
+    steps: int = Field(ge=0)  # of the full adaptation, should it win; 0 for the probe
+    techniques: tuple[AnyTechnique, ...] = ()
+    train: TrainSpec = Field(default_factory=TrainSpec)
+    why: str = ""  # the rule that put it here
+
+
+class RaceSpec(Spec):
+    """Successive halving: after each rung the better half goes on. Jamieson and Talwalkar, 2016, arXiv:1502.07943."""
+
+    candidates: tuple[CandidateSpec, ...]
+    rungs: tuple[int, ...] = ()  # steps every candidate still in the race has made at the end of each rung
+
+
+class RecipeSpec(Spec):
+    """A whole recipe. Every field has its place in the YAML file under the same name."""
+
+    format: str = FORMAT
+    seed: int = 0
+    data: dict[str, DataSpec]
+    models: dict[str, ModelSpec]
+    train: TrainSpec = Field(default_factory=TrainSpec)
+    stages: tuple[StageSpec, ...] = ()
+    techniques: tuple[AnyTechnique, ...] = ()
+    validate_: ValidateSpec = Field(default_factory=ValidateSpec, alias="validate")
+    checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
+    probe: ProbeSpec | None = None
+    race: RaceSpec | None = None
+    budget_s: float | None = None  # the budget the counted work was made from; for information
+    ignore_audit_errors: bool = False
+    reasons: tuple[str, ...] = ()  # why the plan is as it is, a sentence each
+
+    def main_data(self) -> DataSpec:
+        """The data set that is adapted to."""
+        return self.data[MAIN]
+
+    def main_model(self) -> ModelSpec:
+        """The model that is adapted."""
+        return self.models[MAIN]
+
+
+def parse_recipe(text: str, *, where: str = "recipe.yaml", overrides: Sequence[str] = ()) -> RecipeSpec:
+    """The recipe a YAML text holds, with `path.to.field=value` overrides applied.
+
+    Raises:
+        ConfigError: not YAML, an unknown name or field (with the nearest valid one), or a value out of its domain.
+    """
+    tree = load_yaml(text, where)
+    for assignment in overrides:
+        override(tree, assignment)
+    return recipe_from_tree(tree, where)
+
+
+def recipe_from_tree(tree: dict[str, Any], where: str = "recipe.yaml") -> RecipeSpec:
+    """As `parse_recipe`, from plain values."""
+    if tree.get("format", FORMAT) != FORMAT:
+        raise ConfigError(
+            f"{where}: format must be {FORMAT!r}, got {tree['format']!r}; it was written by another version of regraft"
+        )
+    tree = tree | {"techniques": _named(tree.get("techniques"), f"{where}: techniques")}
+    try:
+        spec = RecipeSpec(**tree)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    for section, entries in (("data", spec.data), ("models", spec.models)):
+        if MAIN not in entries:
+            raise ConfigError(f"{where}: `{section}:` must have an entry called 'main', got {sorted(entries)}")
+    return spec
+
+
+def _named(nodes: Any, where: str) -> Any:
+    """Techniques parsed one by one, so that an error says which entry of the list it is in."""
+    from regraft.config.parse import parse_one
+
+    if nodes is None:
+        return ()
+    if not isinstance(nodes, list | tuple):
+        raise ConfigError(f"{where}: must be a list of techniques, got {nodes!r}")
+    return tuple(parse_one(node, "technique", f"{where}[{i}]") for i, node in enumerate(nodes))  # pyright: ignore
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeSpec:
+    """The recipe in a file.
+
+    Raises:
+        ConfigError: the file cannot be read or is not a valid recipe.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a recipe ({error})") from None
+    return parse_recipe(text, where=str(path), overrides=overrides)
+
+
+def dump_recipe(spec: RecipeSpec) -> str:
+    """The recipe as YAML, without the fields that stand at their defaults. `parse_recipe` gives the same recipe back."""
+    tree = {"format": spec.format} | dump_fields(spec)
+    if "validate_" in tree:
+        tree["validate"] = tree.pop("validate_")
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
