@@ -1,0 +1,254 @@
+"""Images as pixels of one size: decoded, turned upright, converted and resized once, normalised when a batch is drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from regraft.data.image_config import image_options
+from regraft.errors import ConfigError, DataError
+
+MAX_PIXELS = 89_478_485  # Pillow's own limit; more is taken for a decompression bomb
+# no format that runs another program (EPS) or opens files by name
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "MPO", "JPEG2000")
+_UNREADABLE = (
+    OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, struct.error, ArithmeticError,
+    Image.DecompressionBombError,
+)  # fmt: skip  # what Pillow's readers raise on damaged files
+_OPENING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """N images of one size as 8-bit pixels."""
+
+    pixels: np.ndarray  # (N, C, H, W) uint8; may be memory-mapped
+    sizes: np.ndarray  # (N, 2) int32 height and width of each image as it came
+    key: str  # batch key the model is called on
+    scale: tuple[float, ...]  # per channel: value = pixel * scale + shift
+    shift: tuple[float, ...]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Batch keys the model is called on."""
+        return (self.key,)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) ones: all images have one shape."""
+        return np.ones(len(self.pixels), dtype=np.int64)
+
+    @property
+    def num_enlarged(self) -> int:
+        """How many images were smaller than the model's input on a side, and were enlarged."""
+        return int(np.count_nonzero((self.sizes < np.asarray(self.pixels.shape[2:])).any(axis=1)))
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What must be stored; chunks of it are joined along the first dimension."""
+        return {"pixels": self.pixels, "sizes": self.sizes}
+
+    def collate(self, rows: np.ndarray, /) -> dict[str, Tensor]:
+        """Normalised images (M, C, H, W) float32."""
+        return self.collate_changed(rows, lambda pixels: pixels)
+
+    def collate_changed(self, rows: np.ndarray, change: Callable[[Tensor], Tensor], /) -> dict[str, Tensor]:
+        """As `collate`, with `change` applied to the uint8 pixels before they are normalised: the place for augmentation."""
+        pixels = change(torch.from_numpy(np.ascontiguousarray(self.pixels[rows])))
+        scale, shift = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (self.scale, self.shift))
+        return {self.key: pixels.float() * scale + shift}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePreprocessor:
+    """Turns image files into pixels as a model expects them: (N, C, H, W) of one size."""
+
+    column: str
+    size: tuple[int, int]  # height and width the model takes
+    resize: tuple[int, int] | int | None = None  # before the crop: exact (H, W), or the shorter side; None leaves it
+    resample: int = 2  # Pillow's number: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic; all but 0 are antialiased
+    num_channels: int = 3
+    scale: float = 1 / 255  # pixel * scale + offset, then (value - mean) / std
+    offset: float = 0.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    key: str = "pixel_values"
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if self.num_channels not in (1, 3):
+            raise ConfigError(f"images have 1 or 3 channels, got {self.num_channels}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.num_channels):
+                raise ConfigError(f"{name} must have 1 or {self.num_channels} numbers, got {len(values)}")
+
+    @classmethod
+    def from_model(cls, folder: str | Path, *, column: str) -> ImagePreprocessor:
+        """What `preprocessor_config.json` of a transformers folder asks for, read without transformers or torchvision.
+
+        Raises:
+            ModelError: there is no such file, or it asks for something that is not done here.
+        """
+        return cls(column=column, **image_options(Path(folder)))
+
+    @classmethod
+    def plain(cls, column: str, size: tuple[int, int], *, num_channels: int = 3) -> ImagePreprocessor:
+        """For a plain network: resized to `size` (H, W), values in [-1, 1], batch key `x`."""
+        return cls(column=column, size=size, resize=size, num_channels=num_channels, mean=(0.5,), std=(0.5,), key="x")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of all options."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def encode(self, columns: Mapping[str, list[object]], /, *, names: list[str] | None = None) -> EncodedImages:
+        """Bytes of image files -> pixels.
+
+        Args:
+            columns: the bytes by column name.
+            names: what to call each row in an error, such as its file; default `row 0`, ...
+
+        Raises:
+            DataError: the column is absent, or an image cannot be read; it is named.
+        """
+        if self.column not in columns:
+            raise DataError(
+                f"image column {self.column!r} is not in the data, which has {', '.join(map(repr, columns))}"
+            )
+        files = columns[self.column]
+        called = names or [f"row {i}" for i in range(len(files))]
+        pixels = np.empty((len(files), self.num_channels, *self.size), dtype=np.uint8)
+        sizes = np.empty((len(files), 2), dtype=np.int32)
+
+        def fill(index: int) -> None:
+            image = upright(files[index], name=called[index], max_pixels=self.max_pixels)
+            sizes[index] = image.height, image.width
+            pixels[index] = self._fitted(converted(image, self.num_channels, name=called[index]))
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for _ in pool.map(fill, range(len(files))):
+                pass
+        return self.restore({"pixels": pixels, "sizes": sizes})
+
+    def _fitted(self, image: Image.Image) -> np.ndarray:
+        """Resized and cropped about the centre, (C, H, W) uint8; black where the crop is larger than the image."""
+        if self.resize is not None:
+            height, width = resized_shape((image.height, image.width), self.resize)
+            if (height, width) != (image.height, image.width):
+                image = image.resize((width, height), Image.Resampling(self.resample))
+        if (image.height, image.width) != self.size:
+            top, left = (image.height - self.size[0]) // 2, (image.width - self.size[1]) // 2
+            image = image.crop((left, top, left + self.size[1], top + self.size[0]))
+        pixels = np.asarray(image)
+        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> EncodedImages:
+        """The examples again from what `EncodedImages.arrays` gave."""
+        mean, std = (np.broadcast_to(np.asarray(v, dtype=np.float64), self.num_channels) for v in (self.mean, self.std))
+        scale, shift = (self.scale / std).tolist(), ((self.offset - mean) / std).tolist()
+        return EncodedImages(arrays["pixels"], arrays["sizes"], self.key, tuple(scale), tuple(shift))
+
+    def save_files(self, folder: Path) -> None:
+        """Nothing lies beside the JSON."""
+
+    def to_json(self) -> dict[str, object]:
+        """All options."""
+        return {"kind": "image", **{name: _listed(value) for name, value in asdict(self).items()}}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ImagePreprocessor:
+        """The preprocessor again from its JSON."""
+        fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in data.items() if n != "kind"}
+        return cls(**fields)
+
+
+def _listed(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def resized_shape(shape: tuple[int, int], target: tuple[int, int] | int) -> tuple[int, int]:
+    """Height and width after resizing: `target` itself, or with the shorter side at `target` and the proportions kept."""
+    if isinstance(target, tuple):
+        return target
+    short, long = min(shape), max(shape)
+    other = max(1, int(target * long / short))
+    return (target, other) if shape[0] <= shape[1] else (other, target)
+
+
+def upright(data: object, *, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The first frame of an image file, loaded and turned as its EXIF orientation says, in its own mode.
+
+    Raises:
+        DataError: no bytes, no known image, truncated or damaged, or more than `max_pixels`.
+    """
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise DataError(f"{name}: must be the bytes of an image file, got {type(data).__name__}")
+    if len(data) == 0:
+        raise DataError(f"{name}: the image file is empty")
+    try:
+        image = _opened(data)
+        if image.width * image.height > max_pixels:
+            raise DataError(
+                f"{name}: the image has {image.width} x {image.height} pixels, more than {max_pixels:,}; "
+                "make it smaller or leave it out"
+            )
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except DataError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise DataError(f"{name}: not an image in a known format ({', '.join(FORMATS)})") from None
+    except _UNREADABLE as error:
+        raise DataError(f"{name}: the image cannot be read: {error}") from None
+
+
+def converted(image: Image.Image, num_channels: int, *, name: str = "image") -> Image.Image:
+    """The image in mode L (1 channel) or RGB (3 channels); transparency on white, 16-bit grey scaled to 8 bit.
+
+    Raises:
+        DataError: floating point or 32-bit pixels, whose range is not known.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _eight_bit(image, name)
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        colour = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour).convert("RGB")
+    mode = "L" if num_channels == 1 else "RGB"
+    if image.mode == mode:
+        return image
+    return image.convert(mode) if image.mode in ("1", "L", "P", "RGB", "RGBX") else image.convert("RGB").convert(mode)
+
+
+def _eight_bit(image: Image.Image, name: str) -> Image.Image:
+    values = np.asarray(image)
+    if image.mode == "F" or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise DataError(f"{name}: pixels of mode {image.mode!r} have no known range; save the image with 8 or 16 bits")
+    return Image.fromarray(np.round(values.astype(np.float64) / 257).astype(np.uint8))
+
+
+def _opened(data: bytes | bytearray | memoryview) -> Image.Image:
+    """The image with its header read. Pillow's limit, which the whole process shares, is off meanwhile: ours is exact."""
+    with _OPENING:
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            return Image.open(io.BytesIO(data), formats=FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
