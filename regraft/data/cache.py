@@ -51,7 +51,9 @@ def written_whole(target: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
         if error.errno is None or error.filename not in (None, str(beside)):
             raise
-        message = f"{target} cannot be written ({error.strerror}); free some space or set REGRAFT_CACHE to another folder"
+        message = (
+            f"{target} cannot be written ({error.strerror}); free some space or set REGRAFT_CACHE to another folder"
+        )
         raise DataError(message) from error
     except BaseException:
         beside.unlink(missing_ok=True)

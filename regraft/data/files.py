@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,10 +19,20 @@ ALIASES = {
     "unlabelled": ("unlabelled", "unlabeled", "unsupervised"),
 }
 SPLIT_OF = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
-NOT_DATA = ("dataset_info", "dataset_infos", "dataset_dict", "state", "classes", "categories", "labels", "ground_truth", "metadata")
+NOT_DATA = (
+    "dataset_info",
+    "dataset_infos",
+    "dataset_dict",
+    "state",
+    "classes",
+    "categories",
+    "labels",
+    "ground_truth",
+    "metadata",
+)
 KEPT_QUIET = (".gitkeep", ".gitignore")  # placeholders that people put there on purpose
 
-Kind = Literal["files", "images", "idx"]
+Kind = Literal["files", "images", "idx", "lines"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +49,13 @@ class Layout:
         return names[0] if len(names) == 1 else re.sub(r"\d{5}-of-", "*-of-", names[0], count=1)
 
 
-def find_layout(path: Path) -> Layout:
-    """The layout at `path`; DataError in one sentence where there is none."""
+def find_layout(path: Path, *, loose: bool = False) -> Layout:
+    """The layout at `path`; DataError in one sentence where there is none.
+
+    `loose` takes also what has no labels: one image, a folder of images, a text file with one text a line.
+    """
+    if loose and (found := _unlabelled(path)):
+        return found
     if path.is_file():
         return _single_file(path)
     if not path.exists():
@@ -48,11 +63,11 @@ def find_layout(path: Path) -> Layout:
     for folder in (path, path / "data"):
         found = _in_folder(folder) if folder.is_dir() else None
         if found:
-            return found
+            return replace(found, root=path)
     for folder in _subfolders(path):  # a hub data set keeps each configuration in a folder of its own
         found = _split_files(folder)
         if found and len(_subfolders(path)) == 1:
-            return found
+            return replace(found, root=path)
     raise DataError(
         f"{path} holds no data that is understood; it must be a CSV, TSV, JSONL, JSON or Parquet file, a folder with "
         "train/valid/test files, a folder of images in class folders, MNIST .gz files, or a Hugging Face data set folder"
@@ -82,14 +97,14 @@ def images_in(folder: Path, *, split: str, root: Path) -> tuple[list[tuple[str, 
     """
     images: list[tuple[str, str]] = []
     problems: list[Problem] = []
-    for entry in sorted(folder.iterdir()):
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
         found = sorted(entry.rglob("*")) if entry.is_dir() else [entry]
         before = len(images)
         for file in found:
             relative = file.relative_to(root).as_posix()
             if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
                 images.append((relative, entry.name if entry.is_dir() else ""))
-            elif file.is_file() and file.name not in KEPT_QUIET:
+            elif file.is_file() and file.name not in KEPT_QUIET and (entry.is_dir() or split_of(folder.name)):
                 message = f"{relative} is not an image and is not used; move it out of the image folders"
                 problems.append(Problem(kind="stray-file", split=split, row=None, file=relative, message=message))
         if entry.is_dir() and len(images) == before:
@@ -97,6 +112,15 @@ def images_in(folder: Path, *, split: str, root: Path) -> tuple[list[tuple[str, 
             message = f"the class folder {name} holds no images; remove it or fill it"
             problems.append(Problem(kind="empty-class", split=split, row=None, file=name, message=message))
     return images, problems
+
+
+def _unlabelled(path: Path) -> Layout | None:
+    """One image or a folder of images without classes, or a text file with one text a line, as the split "test"."""
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix in (*IMAGE_SUFFIXES, ".txt"):
+        return Layout(kind="lines" if suffix == ".txt" else "images", root=path.parent, files={"test": (path,)})
+    flat = path.is_dir() and _holds_images(path) and not any(_has_images(entry) for entry in _subfolders(path))
+    return Layout(kind="images", root=path, files={"test": (path,)}) if flat else None
 
 
 def _single_file(path: Path) -> Layout:
@@ -158,7 +182,9 @@ def _lone_file(folder: Path) -> Layout | None:
     files = [file for file in files if file.suffix.lower() != ".json" or file.stem.lower() not in NOT_DATA]
     if len(files) > 1:
         names = ", ".join(file.name for file in files[:6])
-        raise DataError(f"{folder} holds several data files ({names}); give one of them, or name them train, valid and test")
+        raise DataError(
+            f"{folder} holds several data files ({names}); give one of them, or name them train, valid and test"
+        )
     return Layout(kind="files", root=folder, files={"train": (files[0],)}) if files else None
 
 

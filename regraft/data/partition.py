@@ -1,0 +1,146 @@
+"""The splits of a data set: given ones as they are, missing ones cut from the training rows, and the limit applied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from regraft.config.data import DataSpec
+from regraft.data.cache import file_sha256
+from regraft.data.dataset import SPLITS, Schema, Split
+from regraft.data.labels import encode_targets
+from regraft.data.splits import cut, cut_late, limited, strata_of, units_of_group, units_of_inputs
+from regraft.data.stored import scan
+from regraft.errors import DataError
+
+if TYPE_CHECKING:
+    from regraft.data.read import Part
+
+TIME_FORMATS = ("%Y-%m-%d %H:%M:%S", "%Y/%m/%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%Y-%m", "%Y%m%d")
+
+
+def divide(parts: Mapping[str, Part], schema: Schema, spec: DataSpec, path: Path) -> tuple[dict[str, Split], list[str]]:
+    """(splits in the order of SPLITS, a sentence for each that was cut)."""
+    train = parts["train"]
+    wanted = [name for name in ("test", "valid") if name not in parts]  # test first: it is to be like the whole
+    labels = _strata(train.table, schema)
+    left = np.arange(train.table.num_rows)
+    chosen: dict[str, np.ndarray] = {}
+    reasons: list[str] = []
+    if wanted:
+        times = _times(train.table, schema.time) if schema.time else None
+        units = None if schema.time else _units(train, schema, path)
+        for name in wanted:
+            share = spec.test if name == "test" else spec.valid
+            if times is not None:
+                mask = cut_late(times[left], share=share)
+            else:
+                mask = cut(labels[left], units[left] if units is not None else left, share=share, seed=spec.seed)
+            if not mask.any() or mask.all():
+                raise DataError(
+                    f"{spec.path} has too few rows or groups to cut off a {name} split; add rows, or give a {name} file"
+                )
+            chosen[name], left = left[mask], left[~mask]
+            reasons.append(_said(name, int(mask.sum()), len(mask), schema, spec))
+    if spec.limit is not None and spec.limit < len(left):
+        reasons.append(
+            f"{spec.limit} of {len(left)} training rows are used (limit), a sample in which each class keeps its share"
+        )
+        left = left[limited(labels[left], limit=spec.limit, seed=spec.seed)]
+    chosen["train"] = left
+    splits: dict[str, Split] = {}
+    for name in SPLITS:
+        if name in chosen:
+            whole = len(chosen[name]) == train.table.num_rows
+            rows, positions = train.rows[chosen[name]], None if whole else chosen[name]
+            splits[name] = Split(name=name, file=train.name, table=train.table, rows=rows, positions=positions)
+        elif name in parts:
+            splits[name] = Split(name=name, file=parts[name].name, table=parts[name].table, rows=parts[name].rows)
+    return splits, reasons
+
+
+def _strata(table: pa.Table, schema: Schema) -> np.ndarray:
+    targets = encode_targets(table.select(list(schema.label)), schema)
+    return strata_of(targets, num_rows=table.num_rows)
+
+
+def _units(train: Part, schema: Schema, path: Path) -> np.ndarray:
+    """(N,) int64 keys: rows with equal keys stay on one side."""
+    if schema.group:
+        return units_of_group(train.table.column(schema.group))
+    if schema.inputs == ("file",) and train.stored is None:
+        return _units_of_files(train.table.column("file"), path)
+    batches = (
+        scan(train.stored, list(schema.inputs))
+        if train.stored
+        else train.table.select(list(schema.inputs)).to_batches()
+    )
+    return units_of_inputs(batches)
+
+
+def _units_of_files(column: pa.ChunkedArray, path: Path) -> np.ndarray:
+    """(N,) int64 keys of image files: equal for equal bytes; only files of one size are compared."""
+    files = [path / name for name in column.to_pylist()]
+    sizes = np.array([file.stat().st_size for file in files])
+    values, counts = np.unique(sizes, return_counts=True)
+    shared = set(values[counts > 1].tolist())
+    keys = [
+        file_sha256(file) if size in shared else str(file) for file, size in zip(files, sizes.tolist(), strict=True)
+    ]
+    return np.unique(np.array(keys), return_inverse=True)[1].astype(np.int64)
+
+
+def _times(table: pa.Table, name: str) -> np.ndarray:
+    """(N,) float64 that grow with time, NaN where missing; DataError where the column holds no times."""
+    column = table.column(name)
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        return pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False)
+    if pa.types.is_temporal(column.type):
+        return _seconds(pc.cast(column, pa.timestamp("us")))
+    if pa.types.is_string(column.type):
+        trimmed = pc.utf8_trim_whitespace(column)
+        text = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed)
+        zone = pc.replace_substring_regex(text, r"(Z|[+-]\d\d:?\d\d)$", "") if _ends_in_zone(text) else text
+        for parse in (_iso, *(_format(one) for one in TIME_FORMATS)):
+            try:
+                return _seconds(parse(text if parse is _iso else zone))
+            except pa.ArrowInvalid:
+                continue
+    raise DataError(
+        f"--time: the column {name!r} holds no dates, times or numbers that can be put in order; write it as 2024-05-31 13:00"
+    )
+
+
+def _ends_in_zone(text: pa.ChunkedArray) -> bool:
+    return bool(pc.any(pc.match_substring_regex(text, r"\d(Z|[+-]\d\d:?\d\d)$")).as_py())
+
+
+def _iso(text: pa.ChunkedArray) -> pa.ChunkedArray:
+    if _ends_in_zone(text):
+        return pc.cast(text, pa.timestamp("us", tz="UTC"))
+    return pc.cast(text, pa.timestamp("us"))
+
+
+def _format(pattern: str):  # noqa: ANN202
+    return lambda text: pc.strptime(text, format=pattern, unit="us")
+
+
+def _seconds(stamps: pa.ChunkedArray) -> np.ndarray:
+    return pc.cast(pc.cast(stamps, pa.int64()), pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+
+
+def _said(name: str, taken: int, of: int, schema: Schema, spec: DataSpec) -> str:
+    """The sentence that says how a split was cut."""
+    if schema.time:
+        how = f"the latest by {schema.time!r}"
+    elif schema.group:
+        how = f"whole groups of {schema.group!r}, seed {spec.seed}"
+    else:
+        kept = "equal inputs kept together"
+        how = f"{'by tenths of the label' if schema.task == 'regression' else 'stratified by label'}, {kept}, seed {spec.seed}"
+    return f"{name} is cut from train: {taken:,} of {of:,} rows ({how}); change with --set data.{name}=SHARE"
