@@ -1,0 +1,143 @@
+"""Bottleneck adapters: h + up(relu(down(h))) after a block, registered as a child of it, so that no name changes.
+
+Houlsby et al. 2019, arXiv:1902.00751, section 2.1 and figure 2. A block gets one adapter on what it hands on (they put two inside,
+after attention and after the feed-forward layer; Pfeiffer et al. 2020, arXiv:2005.00247, show that one is about as good).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regraft.core.seeding import generator
+from regraft.errors import ModelError
+from regraft.layers.sharing import M, same_tensors
+from regraft.models.trace import tensors_in
+
+CHILD = "adapter"  # name under which a block holds its adapter
+
+
+class Bottleneck(nn.Module):
+    """x + up(relu(down(x))) for vectors (N, D), tokens (N, L, D) or maps (N, C, H, W); the identity at first.
+
+    Args:
+        channels: D or C.
+        width: of the bottleneck.
+        maps: take maps, through 1x1 convolutions.
+        seeds: decide the initial `down` (normal, deviation 0.01, cut at two deviations); `up` starts at zero.
+    """
+
+    def __init__(self, channels: int, width: int, *, maps: bool = False, seeds: tuple[int, ...] = (0,)) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            self.down = nn.Conv2d(channels, width, 1) if maps else nn.Linear(channels, width)
+            self.up = nn.Conv2d(width, channels, 1) if maps else nn.Linear(width, channels)
+        nn.init.trunc_normal_(self.down.weight, std=0.01, a=-0.02, b=0.02, generator=generator(*seeds))
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            assert zero is not None
+            nn.init.zeros_(zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape as `x`."""
+        return x + self.up(torch.relu(self.down(x)))
+
+
+def adapt_output(block: nn.Module, args: Any, output: Any) -> Any:
+    """What a block hands on, with its adapter applied to the first tensor: a forward hook that holds nothing itself.
+
+    It finds the adapter in the block it is given, so copies and pickles of the block use their own.
+    """
+    adapter = block.get_submodule(CHILD)
+    if isinstance(output, Tensor):
+        return adapter(output)
+    if isinstance(output, tuple) and output and isinstance(output[0], Tensor) and type(output) is tuple:
+        return (adapter(output[0]), *output[1:])
+    raise ModelError(
+        f"an adapter needs a block that returns a tensor or a tuple that starts with one, got {type(output).__name__} from "
+        f"{type(block).__name__}; use LoRA there"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bottlenecks:
+    """Which blocks got adapters: enough to do it again, as plain JSON values."""
+
+    width: int
+    places: Mapping[str, tuple[int, bool]]  # block name -> channels, and whether it hands on maps
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"kind": "adapter", "width": ..., "places": [[name, channels, maps], ...]}`."""
+        return {
+            "kind": "adapter",
+            "width": self.width,
+            "places": [[name, *place] for name, place in self.places.items()],
+        }
+
+    @staticmethod
+    def from_json(description: Mapping[str, Any]) -> Bottlenecks:
+        """The inverse of `to_json`."""
+        places = {name: (channels, maps) for name, channels, maps in description["places"]}
+        return Bottlenecks(width=description["width"], places=places)
+
+
+def places_for(model: nn.Module, names: list[str], run: Callable[[nn.Module], object]) -> dict[str, tuple[int, bool]]:
+    """Channels of what each named block hands on, and whether it is a map; blocks that are not called are left out.
+
+    Args:
+        model: run once, in eval mode and without gradients.
+        names: of its blocks.
+        run: calls the model on an example.
+    """
+    found: dict[str, tuple[int, bool]] = {}
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            for first in tensors_in(output)[:1]:
+                maps = first.ndim == 4
+                found[name] = (first.shape[1 if maps else -1], maps)
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(look(name)) for name in names]
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            run(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    return {name: found[name] for name in names if name in found}
+
+
+def insert(model: M, description: Bottlenecks, *, seed: int = 0) -> M:
+    """The model with adapters: new modules around the same tensors; the state dict only grows, by `<block>.adapter.*`.
+
+    The first output is that of the model, bit for bit.
+    """
+    adapted = same_tensors(model)
+    for position, (name, (channels, maps)) in enumerate(description.places.items()):
+        block = adapted.get_submodule(name)
+        if hasattr(block, CHILD):
+            raise ModelError(f"{name} holds something called {CHILD!r} already; use LoRA on this model")
+        like = next(block.parameters())
+        adapter = Bottleneck(channels, description.width, maps=maps, seeds=(seed, position))
+        block.add_module(CHILD, adapter.to(like.device, like.dtype))
+        block.register_forward_hook(adapt_output)
+    return adapted
+
+
+def adapter_parameters(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters of all bottleneck adapters."""
+    return frozenset(
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if isinstance(module, Bottleneck)
+        for own, _ in module.named_parameters()
+    )

@@ -1,0 +1,69 @@
+"""LoRA: the weights stay as they are, and a low-rank change beside each of them trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import nn
+
+from regraft.core.stage import Recipe, Stage, each_stage
+from regraft.core.technique import Technique
+from regraft.layers.low_rank import LowRank, find_targets, inject, low_rank_parameters
+from regraft.models.parts import chosen, parts_of
+
+
+class LoRA(Technique):
+    """Trains low-rank changes of the linear layers (or 1x1 convolutions) in the blocks, and the head; all else is frozen.
+
+    W becomes W + (alpha / rank) B A. Hu et al. 2021, arXiv:2106.09685, eq. 3; through peft. B starts at zero, so the first output
+    is the base model's bit for bit. Batch-norm statistics stay fixed: peft itself lets them drift in training mode.
+
+    Use it when one base serves many targets, memory for optimizer state is short, or full fine-tuning forgets too much. Not
+    when the network is small: training all of it costs little more and does better.
+
+    Attributes:
+        rank: of each change; at most the smaller side of the smallest adapted layer.
+        alpha: the change is scaled by alpha / rank, so the learning rate can stay when the rank changes.
+        targets: "auto" for every linear layer in the blocks (else every 1x1 convolution), or patterns of layer names such as
+            "query" or "attention.*"; a pattern matches the whole name or the end of it.
+        dropout: of the input of each change.
+        seed: decides the initial A; nothing else does.
+
+    Example:
+        ```yaml
+        optimizer: AdamW: {lr: 0.001}
+        techniques:
+          - LoRA: {rank: 8, targets: [query, value]}
+        ```
+    """
+
+    provides: ClassVar[frozenset[str]] = frozenset({"model", "trains"})
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+    targets: str | tuple[str, ...] = "auto"
+    dropout: float = Field(0.0, ge=0, lt=1)
+    seed: int = 0
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        """Every model that is trained gets adapters once, and every stage trains them and the head."""
+        adapted: dict[int, nn.Module] = {}
+        for model in (recipe.model, *(stage.model for stage in recipe.stages)):
+            if id(model) not in adapted:
+                adapted[id(model)] = self._adapted(model)
+        return replace(
+            each_stage(recipe, lambda stage: self._trained(stage, adapted[id(stage.model)])),
+            model=adapted[id(recipe.model)],
+        )
+
+    def _adapted(self, model: nn.Module) -> nn.Module:
+        targets = find_targets(model, self.targets)
+        return inject(
+            model, LowRank(targets=targets, rank=self.rank, alpha=self.alpha, dropout=self.dropout), seed=self.seed
+        )
+
+    def _trained(self, stage: Stage[Any], model: nn.Module) -> Stage[Any]:
+        head = chosen(stage, parts_of(stage.model).head, asked_by="LoRA", what="head")
+        return replace(stage, model=model, trains=head | low_rank_parameters(model))
