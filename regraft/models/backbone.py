@@ -1,0 +1,173 @@
+"""A pretrained network without its head, and the boundaries at which its features can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from regraft.errors import ModelError
+from regraft.models.blocks import CHAINS, blocks, depth_of
+from regraft.models.pooling import Kind, kind_of
+from regraft.models.trace import Trace, holds, produced_by, restructured, tensors_in, trace
+
+Modality = Literal["text", "image", "table"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boundary:
+    """A place where features can be read: depth 0 is what enters the first block, depth k the output of block k.
+
+    The deepest one is what the backbone hands out, after its final normalisation where it has one.
+    """
+
+    depth: int
+    name: str  # the module whose (first) output it is
+    kind: Kind
+    channels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A pretrained network without a head: a value; the module in it is shared by what is built from it."""
+
+    module: nn.Module
+    name: str  # hub id, folder or alias it was asked for by
+    modality: Modality
+    inputs: tuple[str, ...]  # batch keys it is called on
+    example: Mapping[str, Tensor]  # one small batch it can be run on, to look at it
+    source: str | None = None  # folder of the weights
+    licence: str | None = None
+
+    @property
+    def model_type(self) -> str:
+        """`bert`, `mobilenet_v1`, ... of a transformers model, else the name of the class."""
+        config = getattr(self.module, "config", None)
+        return str(getattr(config, "model_type", type(self.module).__name__))
+
+    def boundaries(self) -> tuple[Boundary, ...]:
+        """Where features can be read, lowest first."""
+        return boundaries(self.module, self.example)
+
+
+def boundaries(module: nn.Module, example: Mapping[str, Any]) -> tuple[Boundary, ...]:
+    """The boundaries of a network, lowest first, found by running it once on an example.
+
+    Depth 0 is left out where the first block takes the model's raw input.
+    """
+    found = blocks(module)
+    if not found:
+        raise ModelError(
+            f"{type(module).__name__} has no chain of blocks (an nn.ModuleList or nn.Sequential), so its depths cannot be "
+            "read; put its blocks in one, or train a head on the last layer"
+        )
+    record = trace(module, example)
+    places: list[Boundary] = []
+    entered = record.first(found[0].name)
+    if entered is None:
+        raise ModelError(
+            f"{found[0].name} of {type(module).__name__} was not called on the example, so nothing can be read"
+        )
+    if entered.taken:
+        stem = produced_by(record, entered.taken[0], outside=found[0].name, before=entered.start)
+        if stem is not None:
+            places.append(_boundary(0, stem.name, stem.given[0]))
+    for depth, block in enumerate(found, start=1):
+        calls = [entry for entry in record.calls if entry.name == block.name]
+        if calls and calls[-1].given:
+            places.append(_boundary(depth, block.name, calls[-1].given[0]))
+    return (*places[:-1], _top(record, places[-1]))
+
+
+def _boundary(depth: int, name: str, tensor: Tensor) -> Boundary:
+    """The boundary at a module that returned `tensor`."""
+    kind = kind_of(tensor)
+    return Boundary(depth=depth, name=name, kind=kind, channels=tensor.shape[1 if kind == "map" else -1])
+
+
+def _top(record: Trace, last: Boundary) -> Boundary:
+    """The deepest boundary: the module that returned what the backbone hands out, or else the last block."""
+    handed_out = tensors_in(record.output)[:1]
+    if not handed_out:
+        return last
+    end = produced_by(record, handed_out[0], outside=last.name, before=1 << 60)
+    if end is None or holds(last.name, end.name):
+        return last
+    return _boundary(last.depth, end.name, end.given[0])
+
+
+class Skip(nn.Module):
+    """In place of a module that is not needed: returns its first argument."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The first argument, as it came."""
+        return args[0] if args else next(iter(kwargs.values()))
+
+
+def cut_off_above(module: nn.Module, example: Mapping[str, Any], name: str) -> nn.Module:
+    """The network without what runs after module `name`; what stays is shared, and computes the same.
+
+    Blocks and stages above are dropped; what else has parameters and runs later (a final norm, a pooler) is passed over.
+    """
+    record = trace(module, example)
+    reached = record.first(name)
+    if reached is None:
+        raise ModelError(f"{name} was not called on the example, so the model cannot be cut there; use the whole model")
+    found = [block.name for block in blocks(module)]
+    later = {entry.name for entry in record.calls if entry.start > reached.end} | {
+        b for b in found if record.first(b) is None
+    }
+    later -= {found[0]}  # some networks (DeBERTa) do not run without any block, so the first one always stays
+    kept_blocks = [block for block in found if block not in later]
+    edits: dict[str, nn.Module | None] = {}
+    for other, part in module.named_modules():
+        if not other or other == name or any(holds(done, other) for done in edits):
+            continue
+        kept = (*kept_blocks, name)
+        if any(holds(other, part_kept) or holds(part_kept, other) for part_kept in kept):
+            continue
+        inside = [block for block in found if holds(other, block)]
+        if inside and isinstance(module.get_submodule(other.rpartition(".")[0]), CHAINS):
+            edits[other] = None  # a block above the cut, or a stage that holds nothing but such blocks
+        elif other in later and any(True for _ in part.parameters()) and depth_of(other, module) > len(found):
+            edits[other] = Skip()
+    return restructured(module, edits) if edits else module
+
+
+def plain_backbone(
+    module: nn.Module,
+    example: Tensor,
+    *,
+    modality: Modality,
+    name: str = "network",
+    licence: str | None = None,
+) -> Backbone:
+    """A network of one's own as a backbone: its last linear layer is passed over, the rest is shared.
+
+    Args:
+        module: takes one tensor, or declares one batch key as `inputs`.
+        example: a batch it can be run on, (N, ...).
+        modality: of the data it takes.
+        name: how reports call it.
+        licence: of its weights, if known.
+    """
+    keys: tuple[str, ...] = tuple(getattr(module, "inputs", ("x",)))
+    linear = [child for child, part in module.named_modules() if isinstance(part, nn.Linear)]
+    outside = [child for child in linear if not any(holds(block.name, child) for block in blocks(module))]
+    headless = module
+    if outside:
+        headless = restructured(module, {outside[-1]: Skip()})
+    elif isinstance(module, nn.Sequential) and linear and linear[-1] == str(len(module) - 1):
+        headless = module[:-1]
+    with torch.no_grad():
+        return Backbone(
+            module=headless,
+            name=name,
+            modality=modality,
+            inputs=keys,
+            example={keys[0]: example[:2].clone()},
+            licence=licence,
+        )
