@@ -112,7 +112,7 @@ def _stage_of(name: str, model: nn.Module) -> str | None:
 
 
 def _beside_embedding(name: str, model: nn.Module) -> bool:
-    """Is this an embedding table, or does it stand beside one in the encoder? (MPNet and DeBERTa: relative positions.)"""
+    """Is this an embedding table, or does it stand beside one in the encoder, as relative positions do?"""
     if isinstance(model.get_submodule(name), nn.Embedding):
         return True
     parent = name.rpartition(".")[0]

