@@ -25,7 +25,7 @@ from regraft.errors import ConfigError, DataError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit; more is taken for a decompression bomb
 # no format that runs another program (EPS) or opens files by name
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "MPO", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
 _UNREADABLE = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, struct.error, ArithmeticError,
     Image.DecompressionBombError,
