@@ -148,21 +148,18 @@ def _sentences(chosen: Calibration, section: dict[str, Any], refused: list[str])
             f"Probabilities are left as they are: {rows} labelled validation rows are too few to fit on (at least {FEWEST})."
         ]
     before, after = section["before"], section["after"]
-    parameters = ", ".join(
-        f"{name} {value:.3g}" for name, value in chosen.parameters.items() if isinstance(value, float)
-    )
     if chosen.kind == "identity":
         best = min(value for name, value in losses.items() if name != "identity")
         raw = losses["identity"]
         out = [f"Probabilities are left as they are: the best fit has a cross-fitted NLL of {best:.4f}, raw {raw:.4f}."]
     else:
         name = {
-            "temperature": "Temperature",
-            "platt": "Platt scaling",
+            "temperature": "Temperature {temperature:.3f}",
+            "platt": "Platt scaling (a {a:.3f}, b {b:.3f})",
             "label_temperature": "One temperature for each label",
-        }[chosen.kind]
+        }[chosen.kind].format_map(chosen.parameters)
         out = [
-            f"{name}{f' ({parameters})' if parameters else ''}, fitted on {rows} validation rows: ECE {before['ece']:.4f} to "
+            f"{name}, fitted on {rows:,} validation rows: ECE {before['ece']:.4f} to "
             f"{after['ece']:.4f}, NLL {before['nll']:.4f} to {after['nll']:.4f}, both on rows left out of the fit."
         ]
     if chosen.kind == "temperature":

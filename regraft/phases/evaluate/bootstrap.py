@@ -18,6 +18,8 @@ Statistics = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 CHUNK = 2**20  # weights held at a time: 8 MiB, which stays in the cache of a laptop
 DRAWS = 10**8  # at most this many examples are drawn in all, about two seconds
 FEWEST = 200  # resamples, however many rows there are
+# a mean of absolute gaps grows with the noise that a resample adds, so its resamples lie above the value by that much
+BIASED = frozenset({"ece", "ece_adaptive"})
 
 
 def resamples_for(rows: int, wanted: int = 1000) -> int:
@@ -61,7 +63,10 @@ def point_values(statistics: Sequence[Statistics], rows: int) -> dict[str, float
 def with_intervals(
     statistics: Sequence[Statistics], rows: int, *, seed: int = 0, resamples: int = 1000, level: float = 0.95
 ) -> dict[str, dict[str, Any]]:
-    """`{metric: {"value", "low", "high"}}` with percentile intervals (Efron 1979); NaN where a metric is undefined."""
+    """`{metric: {"value", "low", "high"}}` with percentile intervals (Efron 1979); NaN where a metric is undefined.
+
+    Calibration errors are moved down by the bias that the resamples show, mean minus value, and not below zero.
+    """
     values = point_values(statistics, rows)
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in values}
     for weights in resample_weights(rows, resamples_for(rows, resamples), seed):
@@ -69,13 +74,18 @@ def with_intervals(
             for name, column in each(weights).items():
                 drawn[name].append(column)
     tail = (1 - level) / 2
-    return {name: _interval(values[name], np.concatenate(parts), tail) for name, parts in drawn.items()}
+    return {
+        name: _interval(values[name], np.concatenate(parts), tail, biased=name in BIASED)
+        for name, parts in drawn.items()
+    }
 
 
-def _interval(value: float, drawn: np.ndarray, tail: float) -> dict[str, Any]:
+def _interval(value: float, drawn: np.ndarray, tail: float, *, biased: bool) -> dict[str, Any]:
     """Value with the percentiles of the defined resamples; resamples in which the metric is undefined are left out."""
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
         return {"value": value, "low": float("nan"), "high": float("nan")}
+    if biased:
+        drawn = np.maximum(drawn - (drawn.mean() - value), 0.0)
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return {"value": value, "low": float(low), "high": float(high)}

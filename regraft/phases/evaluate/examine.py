@@ -32,10 +32,21 @@ def confused_pairs(confusion: np.ndarray, classes: Sequence[str], top: int = 10)
 
 
 def most_confused_classes(confusion: np.ndarray, top: int = 20) -> list[int]:
-    """Ids of the classes with the most errors, as label or as prediction, in the order of the class ids."""
+    """Ids of at most `top` classes: those of the most frequent confusions, partners side by side.
+
+    Taking pairs rather than single classes keeps the errors inside the part of the matrix that is shown.
+    """
     confusion = np.asarray(confusion)
-    errors = confusion.sum(0) + confusion.sum(1) - 2 * np.diag(confusion)
-    return sorted(int(i) for i in np.argsort(-errors, kind="stable")[:top])
+    size = len(confusion)
+    wrong = confusion - np.diag(np.diag(confusion))
+    chosen: dict[int, None] = {}
+    for place in np.argsort(-wrong, axis=None, kind="stable"):
+        pair = {int(place // size): None, int(place % size): None}
+        if not wrong.flat[place] or len(chosen) >= top:
+            break
+        if len(chosen | pair) <= top:
+            chosen |= pair
+    return list(chosen)
 
 
 def example_losses(scores: np.ndarray, targets: np.ndarray, task: str) -> np.ndarray:
