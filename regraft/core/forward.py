@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from regraft.core.values import Batch
@@ -22,6 +27,63 @@ def forward(model: nn.Module, batch: Batch, prefix: str = "") -> Tensor:
         batch: holds the model's inputs, each key with `prefix` in front (such as `target_`).
         prefix: which role of the batch is meant; empty for the examples themselves.
     """
-    if hasattr(model, "inputs"):
-        return model(**{key: batch[prefix + key] for key in inputs_of(model)})
-    return model(batch[prefix + "x"])
+    inputs = {key: batch[prefix + key] for key in inputs_of(model)}
+    shared = _shared.get()
+    if shared is None:
+        return _call(model, inputs)
+    call = _Call.now(model, inputs)
+    for known, output in shared:
+        if known.same(call):
+            return output
+    output = _call(model, inputs)
+    shared.append((call, output))
+    return output
+
+
+def _call(model: nn.Module, inputs: Batch) -> Tensor:
+    return model(**inputs) if hasattr(model, "inputs") else model(inputs["x"])
+
+
+# ---- one pass for several readers of the same output
+
+Tell = Callable[[nn.Module, Batch, Tensor], None]
+
+
+@contextmanager
+def shared_forward() -> Generator[Tell]:
+    """Inside the block, `forward` runs a model once on the same tensors with the same weights, whoever asks.
+
+    An objective that wraps another and needs the model's output too puts both into one block; blocks nest and share. What
+    the block hands out, `tell(model, batch, output)`, makes an output known that was computed as part of a larger batch.
+    """
+    known = _shared.get()
+    calls: list[tuple[_Call, Tensor]] = known if known is not None else []
+
+    def tell(model: nn.Module, batch: Batch, output: Tensor) -> None:
+        calls.append((_Call.now(model, {key: batch[key] for key in inputs_of(model)}), output))
+
+    token = _shared.set(calls)
+    try:
+        yield tell
+    finally:
+        _shared.reset(token)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Call:
+    """What a forward pass depends on. Weights are compared by identity: a functional call swaps them."""
+
+    model: nn.Module
+    tensors: tuple[Tensor, ...]
+    modes: tuple[bool, bool]
+
+    @classmethod
+    def now(cls, model: nn.Module, inputs: Batch) -> _Call:
+        return cls(model, (*inputs.values(), *model.parameters()), (model.training, torch.is_grad_enabled()))
+
+    def same(self, other: _Call) -> bool:
+        tensors = zip(self.tensors, other.tensors, strict=False)
+        return self.model is other.model and self.modes == other.modes and all(a is b for a, b in tensors)
+
+
+_shared: ContextVar[list[tuple[_Call, Tensor]] | None] = ContextVar("shared", default=None)
