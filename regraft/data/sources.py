@@ -82,7 +82,7 @@ class Examples(Source):
         if augment is not None and not hasattr(encoded, "collate_changed"):
             raise ConfigError(f"only images can be augmented, got {type(encoded).__name__}")
         self.encoded, self.seed, self.prefix = encoded, seed, prefix
-        self.targets = None if targets is None else torch.as_tensor(targets)
+        self.targets = torch.from_numpy(targets.copy()) if isinstance(targets, np.ndarray) else targets
         self.views = Views(augment) if isinstance(augment, Augment) else augment
         self.rows = np.arange(len(encoded), dtype=np.int64) if rows is None else np.asarray(rows, dtype=np.int64)
         if len(self.rows) == 0:
