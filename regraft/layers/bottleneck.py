@@ -1,7 +1,7 @@
 """Bottleneck adapters: h + up(relu(down(h))) after a block, registered as a child of it, so that no name changes.
 
-Houlsby et al. 2019, arXiv:1902.00751, section 2.1 and figure 2. A block gets one adapter on what it hands on (they put two inside,
-after attention and after the feed-forward layer; Pfeiffer et al. 2020, arXiv:2005.00247, show that one is about as good).
+Houlsby et al. 2019, arXiv:1902.00751, section 2.1 and figure 2. A block gets one adapter on what it hands on (they put two
+inside, after attention and after the feed-forward layer; Pfeiffer et al. 2020, arXiv:2005.00247, show that one is about as good).
 """
 
 from __future__ import annotations

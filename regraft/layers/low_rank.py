@@ -41,8 +41,8 @@ class LowRank:
     @staticmethod
     def from_json(description: Mapping[str, Any]) -> LowRank:
         """The inverse of `to_json`."""
-        fields = {name: value for name, value in description.items() if name != "kind"}
-        return LowRank(**fields | {"targets": tuple(fields["targets"])})
+        d = dict(description)
+        return LowRank(targets=tuple(d["targets"]), rank=d["rank"], alpha=d["alpha"], dropout=d["dropout"])
 
 
 # ---- which layers

@@ -65,8 +65,7 @@ class Adapter(Technique):
                 f"Adapter: the {type(model).__name__} in stage {stage.name!r} has no chain of blocks that its forward pass "
                 "calls; put its blocks into an nn.ModuleList or nn.Sequential, or use LoRA"
             )
-        adapted = insert(model, Bottlenecks(width=self.width, places=places), seed=self.seed)
-        return adapted
+        return insert(model, Bottlenecks(width=self.width, places=places), seed=self.seed)
 
     def _trained(self, stage: Stage[Any], model: nn.Module) -> Stage[Any]:
         head = chosen(stage, parts_of(stage.model).head, asked_by="Adapter", what="head")
