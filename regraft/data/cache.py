@@ -22,8 +22,9 @@ def cache_folder(*parts: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        message = f"the cache folder {folder} cannot be made ({error.strerror}); set REGRAFT_CACHE to a folder that can be written"
-        raise DataError(message) from error
+        raise DataError(
+            f"the cache folder {folder} cannot be made ({error.strerror}); set REGRAFT_CACHE to another one"
+        ) from error
     return folder
 
 

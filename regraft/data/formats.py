@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
+from pyarrow import parquet
 
 from regraft.data.delimited import decode_odd
 from regraft.data.stored import Log, Types
@@ -145,13 +145,13 @@ def parquet_batches(files: tuple[Path, ...], types: Types, log: Log) -> Iterator
     """Rows of Parquet files, in batches that stay small where they hold images."""
     for path in files:
         try:
-            parquet = pa.parquet.ParquetFile(path)
+            file = parquet.ParquetFile(path)
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{path} is not a Parquet file that can be read ({error}); write it again") from error
-        with parquet:
-            log.class_names.update(class_names(parquet.schema_arrow.metadata))
-            size = IMAGES if any(_is_blob(entry.type) for entry in parquet.schema_arrow) else ROWS
-            yield from _plain_batches(parquet.iter_batches(batch_size=size), types, log)
+        with file:
+            log.class_names.update(class_names(file.schema_arrow.metadata))
+            size = IMAGES if any(_is_blob(entry.type) for entry in file.schema_arrow) else ROWS
+            yield from _plain_batches(file.iter_batches(batch_size=size), types, log)
 
 
 def arrow_batches(files: tuple[Path, ...], types: Types, log: Log) -> Iterator[pa.RecordBatch]:
@@ -227,11 +227,12 @@ def idx_batches(files: tuple[Path, ...], types: Types, log: Log) -> Iterator[pa.
     """Images of an MNIST file pair as PNG bytes (`image`) with their numbers (`label`, absent without a label file)."""
     from PIL import Image
 
-    images = read_idx(files[0])
-    labels = read_idx(files[1]) if len(files) > 1 else None
+    file, *beside = files
+    images = read_idx(file)
+    labels = read_idx(beside[0]) if beside else None
     if labels is not None and len(labels) != len(images):
         raise DataError(
-            f"{files[0]} holds {len(images)} images, but {files[1].name} {len(labels)} labels; they must be of one set"
+            f"{file} holds {len(images)} images, but {beside[0].name} {len(labels)} labels; they must be of one set"
         )
     for start in range(0, len(images), IMAGES):
         cells: list[bytes] = []

@@ -1,5 +1,7 @@
 """Labels as numbers: the names of the classes in their order, and the class id, 0/1 row or value of every row."""
 
+# pyright: reportAttributeAccessIssue=false
+# (the functions of pyarrow.compute are made when it is imported)
 from __future__ import annotations
 
 import re
@@ -93,7 +95,8 @@ def natural(name: str) -> tuple[tuple[int, float, str], ...]:
         return ((0, float(name), name),)
     except ValueError:
         parts = [part for part in re.split(r"(\d+)", name.casefold()) if part]
-        return tuple((1, float(part), "") if part.isdecimal() else (2, 0.0, part) for part in parts) + ((3, 0.0, name),)
+        words = [(1, float(part), "") if part.isdecimal() else (2, 0.0, part) for part in parts]
+        return (*words, (3, 0.0, name))
 
 
 def _class_ids(chunk: pa.Array, names: pa.Array) -> np.ndarray:

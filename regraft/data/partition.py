@@ -1,5 +1,7 @@
 """The splits of a data set: given ones as they are, missing ones cut from the training rows, and the limit applied."""
 
+# pyright: reportAttributeAccessIssue=false
+# (the functions of pyarrow.compute are made when it is imported)
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -11,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from regraft.config.data import DataSpec
-from regraft.data.cache import file_sha256
+from regraft.data.cache import cache_folder, file_sha256, key_of, written_whole
 from regraft.data.dataset import SPLITS, Schema, Split
 from regraft.data.labels import encode_targets
 from regraft.data.splits import cut, cut_late, limited, strata_of, units_of_group, units_of_inputs
@@ -40,7 +42,7 @@ def divide(parts: Mapping[str, Part], schema: Schema, spec: DataSpec, path: Path
             if times is not None:
                 mask = cut_late(times[left], share=share)
             else:
-                mask = cut(labels[left], units[left] if units is not None else left, share=share, seed=spec.seed)
+                mask = cut(labels[left], None if units is None else units[left], share=share, seed=spec.seed)
             if not mask.any() or mask.all():
                 raise DataError(
                     f"{spec.path} has too few rows or groups to cut off a {name} split; add rows, or give a {name} file"
@@ -69,18 +71,22 @@ def _strata(table: pa.Table, schema: Schema) -> np.ndarray:
     return strata_of(targets, num_rows=table.num_rows)
 
 
-def _units(train: Part, schema: Schema, path: Path) -> np.ndarray:
-    """(N,) int64 keys: rows with equal keys stay on one side."""
+def _units(train: Part, schema: Schema, path: Path) -> np.ndarray | None:
+    """(N,) int64 keys: rows with equal keys stay on one side. None: no two rows are alike."""
     if schema.group:
         return units_of_group(train.table.column(schema.group))
     if schema.inputs == ("file",) and train.stored is None:
         return _units_of_files(train.table.column("file"), path)
-    batches = (
-        scan(train.stored, list(schema.inputs))
-        if train.stored
-        else train.table.select(list(schema.inputs)).to_batches()
-    )
-    return units_of_inputs(batches)
+    inputs = list(schema.inputs)
+    if train.stored is None:
+        return units_of_inputs(train.table.select(inputs).to_batches())
+    known = cache_folder("units") / f"{key_of('units', train.stored.name, inputs)}.npy"
+    if not known.exists():
+        units = units_of_inputs(scan(train.stored, inputs))
+        with written_whole(known) as beside, beside.open("wb") as stream:
+            np.save(stream, np.empty(0, np.int64) if units is None else units)
+    units = np.load(known)
+    return units if len(units) else None
 
 
 def _units_of_files(column: pa.ChunkedArray, path: Path) -> np.ndarray:

@@ -1,5 +1,7 @@
 """What the columns of a table look like, from a sample of rows spread over the file: the ground of all detection."""
 
+# pyright: reportAttributeAccessIssue=false
+# (the functions of pyarrow.compute are made when it is imported)
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from regraft.data.cache import cache_folder, key_of
 from regraft.errors import DataError, ModelError
@@ -101,11 +102,11 @@ def _write_docstrings(target: Path) -> None:
 def _write_digits(target: Path, *, classes: range) -> None:
     """Handwritten digits (UCI, Alpaydin and Kaynak 1998) as 8 x 8 grey PNG images."""
     import pyarrow as pa
-    import pyarrow.parquet
     from PIL import Image
+    from pyarrow import parquet
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     cells: list[bytes] = []
     labels: list[int] = []
     for pixels, label in zip(data.images, data.target.tolist(), strict=True):
@@ -114,14 +115,14 @@ def _write_digits(target: Path, *, classes: range) -> None:
             Image.fromarray((pixels * 255 / 16).round().astype("uint8")).save(stream, format="PNG")
             cells.append(stream.getvalue())
             labels.append(label)
-    pa.parquet.write_table(pa.table({"image": pa.array(cells, pa.binary()), "label": pa.array(labels)}), target)
+    parquet.write_table(pa.table({"image": pa.array(cells, pa.binary()), "label": pa.array(labels)}), target)
 
 
 def _write_table(target: Path, *, name: str) -> None:
     """A table of scikit-learn with the label as its last column."""
     from sklearn import datasets
 
-    data = datasets.load_wine() if name == "wine" else datasets.load_diabetes(scaled=False)
+    data: Any = datasets.load_wine() if name == "wine" else datasets.load_diabetes(scaled=False)
     names = [feature.replace("/", "_") for feature in data.feature_names]
     with target.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")

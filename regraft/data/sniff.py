@@ -109,7 +109,7 @@ def detect_dialect(text: str, *, delimiter: str, quoting: str, suffix: str) -> t
 
 
 def _quoting(text: str, delimiter: str) -> Quoting:
-    """ "none" where quotation marks are plain characters: reading them as quotes breaks more records than it mends."""
+    """The value "none" where quotation marks are plain characters: reading them as quotes breaks more records than it mends."""
     if '"' not in text:
         return "none" if delimiter == "\t" else "minimal"
     quoted, plain = list(_records(text, delimiter, "minimal")), list(_records(text, delimiter, "none"))
@@ -117,7 +117,7 @@ def _quoting(text: str, delimiter: str) -> Quoting:
     broken = sum(len(record) != len(quoted[0]) for record in quoted[:-1]) / len(quoted)
     broken_plain = sum(len(record) != width for record in plain) / len(plain)
     swallowed = sum(field.count("\n") > 0 and delimiter in field for record in quoted for field in record)
-    if broken_plain == 0 and (broken > 0 or swallowed or delimiter == "\t" and not _enclosed(plain)):
+    if broken_plain == 0 and (broken > 0 or swallowed or (delimiter == "\t" and not _enclosed(plain))):
         return "none"
     return "minimal"
 

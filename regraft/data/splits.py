@@ -3,6 +3,8 @@
 Everything here is positions in a table and a seed; a group, or rows with one and the same input, never stand on both sides.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# (the functions of pyarrow.compute are made when it is imported)
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -16,29 +18,38 @@ from regraft.errors import DataError
 FEWEST = 2  # examples of a class that a cut takes at least, where the class has twice as many left
 
 
-def cut(labels: np.ndarray, units: np.ndarray, *, share: float, seed: int) -> np.ndarray:
+def cut(labels: np.ndarray, units: np.ndarray | None, *, share: float, seed: int) -> np.ndarray:
     """(N,) bool: about `share` of the rows of each class, whole units only, chosen by `seed`.
 
     `labels` (N,) int64 are strata; rows of stratum -1 are never taken. Rows with one value of `units` (N,) int64 stay
-    together, in the stratum of the first of them. A class keeps at least half of its units, so a single one stays whole.
+    together, in the stratum of the first of them (None: each row is a unit). A class keeps at least half of its units, so
+    a single one stays whole.
     """
+    if units is None:
+        return _taken(labels, None, share=share, seed=seed)
     _, first, inverse, sizes = np.unique(units, return_index=True, return_inverse=True, return_counts=True)
-    strata = labels[first]
-    order = np.lexsort((np.random.default_rng(seed).random(len(first)), strata))
-    strata, sizes = strata[order], sizes[order]
-    starts = np.flatnonzero(np.r_[True, strata[1:] != strata[:-1]])
-    counts = np.diff(np.r_[starts, len(strata)])
-    rank = np.arange(len(strata)) - np.repeat(starts, counts)
-    before = np.cumsum(sizes) - sizes
-    before -= np.repeat(before[starts], counts)
-    totals = np.repeat(np.add.reduceat(sizes, starts), counts) if len(starts) else sizes
-    at_most = np.repeat(counts // 2, counts)
-    wanted = np.maximum(np.round(totals * share), FEWEST)
-    # a unit is taken when the larger part of it lies below the wanted number: a huge one then falls outside
-    taken = (before + sizes / 2 <= wanted) & (rank < at_most) & (strata >= 0)
-    chosen = np.zeros(len(first), bool)
-    chosen[order] = taken
-    return chosen[inverse]
+    return _taken(labels[first], sizes, share=share, seed=seed)[inverse]
+
+
+def _taken(strata: np.ndarray, sizes: np.ndarray | None, *, share: float, seed: int) -> np.ndarray:
+    """(U,) bool over units of the given `strata` and `sizes` (None: all 1), in one random order, class by class."""
+    order = np.random.default_rng(seed).permutation(len(strata))
+    order = order[np.argsort(strata[order], kind="stable")]
+    ends = np.flatnonzero(np.diff(strata[order])) + 1
+    taken = np.zeros(len(strata), bool)
+    for start, end in zip([0, *ends.tolist()], [*ends.tolist(), len(order)], strict=True):
+        if start == end or strata[order[start]] < 0:
+            continue
+        at_most = (end - start) // 2
+        members = order[start:end]
+        if sizes is None:
+            taken[members[: min(at_most, max(round((end - start) * share), FEWEST))]] = True
+            continue
+        wanted = max(round(int(sizes[members].sum()) * share), FEWEST)
+        # a unit is taken when the larger part of it lies below the wanted number: a huge one then falls outside
+        middle = np.cumsum(sizes[members]) - sizes[members] / 2
+        taken[members[middle <= wanted][:at_most]] = True
+    return taken
 
 
 def cut_late(times: np.ndarray, *, share: float) -> np.ndarray:
@@ -91,8 +102,8 @@ def strata_of(targets: np.ndarray, *, num_rows: int) -> np.ndarray:
     return targets
 
 
-def units_of_group(column: pa.ChunkedArray) -> np.ndarray:
-    """(N,) int64: for each row the first row with its group; a row without a group is a unit of its own."""
+def units_of_group(column: pa.ChunkedArray) -> np.ndarray | None:
+    """(N,) int64: for each row the first row with its group; a row without a group is a unit of its own. None: all are."""
     encoded = pc.dictionary_encode(column).combine_chunks()
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.chunk(0)
@@ -100,19 +111,18 @@ def units_of_group(column: pa.ChunkedArray) -> np.ndarray:
     return _leaders(np.where(codes < 0, -1 - np.arange(len(codes)), codes))
 
 
-def units_of_inputs(batches: Iterable[pa.RecordBatch]) -> np.ndarray:
-    """(N,) int64: for each row the first row with the same inputs; a row without any is a unit of its own.
+def units_of_inputs(batches: Iterable[pa.RecordBatch]) -> np.ndarray | None:
+    """(N,) int64: for each row the first row with the same inputs; a row without any is a unit of its own. None: all are.
 
     Text is compared without regard to case and to the amount of white space. Rows are told apart by a 64-bit hash that
     never leaves this process, so only equality counts and the result does not depend on it.
     """
     parts = [_hashes(batch) for batch in batches]
     if not parts:
-        return np.empty(0, np.int64)
+        return None
     hashes, known = (np.concatenate(part) for part in zip(*parts, strict=True))
     leaders = _leaders(hashes)
-    own = np.arange(len(hashes))
-    return np.where(known, leaders, own)
+    return None if leaders is None else np.where(known, leaders, np.arange(len(hashes)))
 
 
 def normalised(texts: pa.Array) -> pa.Array:
@@ -139,7 +149,13 @@ def _hashes(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
     return total, known
 
 
-def _leaders(keys: np.ndarray) -> np.ndarray:
-    """(N,) int64: for each entry the position of the first one that is equal to it."""
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    return first[inverse]
+def _leaders(keys: np.ndarray) -> np.ndarray | None:
+    """(N,) int64: for each entry the position of the first one that is equal to it; None where no two are equal."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    new = np.r_[True, ordered[1:] != ordered[:-1]]
+    if new.all():
+        return None
+    leaders = np.empty(len(keys), np.int64)
+    leaders[order] = order[new][np.cumsum(new) - 1]
+    return leaders

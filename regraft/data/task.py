@@ -1,5 +1,7 @@
 """The task from the label column: binary, multi-class, multi-label or regression, with the sentence that says why."""
 
+# pyright: reportAttributeAccessIssue=false
+# (the functions of pyarrow.compute are made when it is imported)
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -29,14 +31,15 @@ def detect_task(
     """The task, as given or detected; DataError where the given one cannot be done with the label."""
     if not label:
         return "multiclass" if spec.task == "auto" else spec.task
-    if len(label) > 1:
+    name, *more = label
+    if more:
         _check_indicators(table, label, spec)
         return "multilabel"
-    one = profiles[label[0]]
+    one = profiles[name]
     if spec.task != "auto":
         _check_given(one, spec)
         return spec.task
-    task, why = _detected(table, one, named=label[0] in named, modality=modality, rows=rows)
+    task, why = _detected(table, one, named=name in named, modality=modality, rows=rows)
     reasons.append(f"the task is {task}, because {why}; override with --task")
     return task
 
@@ -55,8 +58,8 @@ def _detected(table: pa.Table, one: Profile, *, named: bool, modality: Modality,
         if distinct > 2 and distinct > one.count / 2:
             return "regression", f"nearly every row has a number of its own in {one.name!r}"
         if modality == "table" and distinct > 4 and one.low not in (0, 1):
-            said = f"{one.name!r} holds {distinct} whole numbers, which may be classes or a score (for a score give --task regression)"
-            return "multiclass", f"{said}: this is ambiguous"
+            said = f"{one.name!r} holds {distinct} whole numbers; they may also be a score"
+            return "multiclass", f"{said}, which is ambiguous (for a score give --task regression)"
     return ("binary" if distinct == 2 else "multiclass"), f"{one.name!r} has {distinct} different values"
 
 
