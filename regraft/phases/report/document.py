@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from markupsafe import Markup, escape
 
 from regraft.errors import RunError, suggest
 from regraft.phases.report import quality, story, upkeep
-from regraft.phases.report.read import Absent, RunFiles, read_run
+from regraft.phases.report.read import UNEXPECTED_FORM, Absent, RunFiles, read_run
 from regraft.phases.report.words import clean
 
 HERE = Path(__file__).parent
@@ -51,9 +52,17 @@ def write_report(run: Path) -> Path:
 def report_html(run: RunFiles) -> str:
     """The whole page."""
     sections = [(name, link, heading, section(run, name)) for name, (link, heading, _) in SECTIONS.items()]
-    template = environment().get_template("report.html")
-    return template.render(
-        title=story.title(run), css=stylesheet(), sections=sections, manifest=run.manifest, run=run.path.name
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            title=story.title(run),
+            css=stylesheet(),
+            sections=sections,
+            run=run.path.resolve().name,
+            created=run.manifest.get("created"),
+            version=run.manifest.get("regraft"),
+        )
     )
 
 
@@ -74,8 +83,7 @@ def section(run: RunFiles, name: str) -> Markup:
         return Markup(getattr(environment().get_template("sections.html").module, name)(view))
     except Absent as reason:
         return _left_out(str(reason))
-    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
-        # the files are data, possibly edited or of another version: one wrong field must not cost the whole report
+    except UNEXPECTED_FORM as error:
         return _left_out(f"a file of the run has not the expected form ({type(error).__name__}: {error}).")
 
 
@@ -89,8 +97,9 @@ def stylesheet() -> Markup:
     return Markup((HERE / "report.css").read_text(encoding="utf-8"))
 
 
+@cache
 def environment() -> Environment:
-    """Jinja with every value escaped and cleaned, and a misspelt name an error."""
+    """Jinja with every value escaped and cleaned, and a misspelt name an error; made once, so templates compile once."""
     made = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,

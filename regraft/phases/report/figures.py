@@ -249,7 +249,7 @@ def _legend(entries: Sequence[tuple[str, str]]) -> list[Markup]:
     for name, kind in reversed(shown):
         label = short(name, 18)
         parts.append(text(x, 14, label, "label", "end"))
-        x -= 7.6 * len(label) + 8  # wide enough for the usual fonts at 13 px
+        x -= 8 * len(label) + 8  # wide enough for the usual fonts at 14 px
         parts.append(rule(x - 16, 10, x, 10, f"line {kind}"))
         x -= 30
     return parts

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from regraft.phases.report.read import RunFiles, read_run
+from regraft.phases.report.read import UNEXPECTED_FORM, RunFiles, read_run
 from regraft.phases.report.words import (
+    clean,
     decimal,
     flops,
     is_number,
@@ -37,13 +38,16 @@ def text_summary(run: Path) -> list[str]:
 
 def five_lines(run: RunFiles) -> list[tuple[str, str]]:
     """(title, sentence) five times: Asked, Won, Gained, Calibrated, Cost."""
-    return [
-        ("Asked", _asked(run)),
-        ("Won", _won(run)),
-        ("Gained", _gained(run)),
-        ("Calibrated", _calibrated(run)),
-        ("Cost", _cost(run)),
-    ]
+    lines = (("Asked", _asked), ("Won", _won), ("Gained", _gained), ("Calibrated", _calibrated), ("Cost", _cost))
+    return [(title, _line(run, write)) for title, write in lines]
+
+
+def _line(run: RunFiles, write: Callable[[RunFiles], str]) -> str:
+    """One line, or the reason why there is none."""
+    try:
+        return write(run)
+    except UNEXPECTED_FORM as error:
+        return f"Not known: a file of the run has not the expected form ({type(error).__name__}: {clean(error)})."
 
 
 def headline_split(metrics: Mapping[str, Any]) -> str:
@@ -98,7 +102,8 @@ def _won(run: RunFiles) -> str:
     winner = short(metrics.get("winner") or "the model", 60)
     name = metric_name(primary)
     name = name if name.isupper() or not name.isalpha() else name.lower()
-    return f"{winner[0].upper()}{winner[1:]}, with {name} {with_interval(scores, primary)}{on}{once}; in brackets the 95 % interval."
+    measured = f"{name} {with_interval(scores, primary)}{on}{once}"
+    return f"{winner[0].upper()}{winner[1:]}, with {measured}; in brackets the 95 % interval."
 
 
 def _gained(run: RunFiles) -> str:
