@@ -31,6 +31,20 @@ class Boundary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cutting:
+    """What was taken off the top of a network: modules that were dropped, and modules that are passed over."""
+
+    dropped: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    def applied(self, module: nn.Module) -> nn.Module:
+        """The module without them; the original is left as it was, the rest is shared."""
+        edits: dict[str, nn.Module | None] = {name: Skip() for name in self.skipped}
+        edits |= dict.fromkeys(self.dropped)
+        return restructured(module, edits) if edits else module
+
+
+@dataclass(frozen=True, kw_only=True)
 class Backbone:
     """A pretrained network without a head: a value; the module in it is shared by what is built from it."""
 
@@ -41,6 +55,8 @@ class Backbone:
     example: Mapping[str, Tensor]  # one small batch it can be run on, to look at it
     source: str | None = None  # folder of the weights
     licence: str | None = None
+    places: tuple[Boundary, ...] = ()  # where it can be read, if that is known already
+    cut: Cutting | None = None  # what was taken off its top
 
     @property
     def model_type(self) -> str:
@@ -50,7 +66,7 @@ class Backbone:
 
     def boundaries(self) -> tuple[Boundary, ...]:
         """Where features can be read, lowest first."""
-        return boundaries(self.module, self.example)
+        return self.places or boundaries(self.module, self.example)
 
 
 def boundaries(module: nn.Module, example: Mapping[str, Any]) -> tuple[Boundary, ...]:
@@ -107,8 +123,8 @@ class Skip(nn.Module):
         return args[0] if args else next(iter(kwargs.values()))
 
 
-def cut_off_above(module: nn.Module, example: Mapping[str, Any], name: str) -> nn.Module:
-    """The network without what runs after module `name`; what stays is shared, and computes the same.
+def cutting_above(module: nn.Module, example: Mapping[str, Any], name: str) -> Cutting:
+    """What of a network is not needed for the output of module `name`.
 
     Blocks and stages above are dropped; what else has parameters and runs later (a final norm, a pooler) is passed over.
     """
@@ -117,24 +133,22 @@ def cut_off_above(module: nn.Module, example: Mapping[str, Any], name: str) -> n
     if reached is None:
         raise ModelError(f"{name} was not called on the example, so the model cannot be cut there; use the whole model")
     found = [block.name for block in blocks(module)]
-    later = {entry.name for entry in record.calls if entry.start > reached.end} | {
-        b for b in found if record.first(b) is None
-    }
+    later = {entry.name for entry in record.calls if entry.start > reached.end}
     later -= {found[0]}  # some networks (DeBERTa) do not run without any block, so the first one always stays
-    kept_blocks = [block for block in found if block not in later]
-    edits: dict[str, nn.Module | None] = {}
+    kept = [block for block in found if block not in later] + [name]
+    dropped: list[str] = []
+    skipped: list[str] = []
     for other, part in module.named_modules():
-        if not other or other == name or any(holds(done, other) for done in edits):
+        if not other or any(holds(done, other) for done in (*dropped, *skipped)):
             continue
-        kept = (*kept_blocks, name)
         if any(holds(other, part_kept) or holds(part_kept, other) for part_kept in kept):
             continue
-        inside = [block for block in found if holds(other, block)]
+        inside = any(holds(other, block) for block in found)
         if inside and isinstance(module.get_submodule(other.rpartition(".")[0]), CHAINS):
-            edits[other] = None  # a block above the cut, or a stage that holds nothing but such blocks
+            dropped.append(other)  # a block above the cut, or a stage that holds nothing but such blocks
         elif other in later and any(True for _ in part.parameters()) and depth_of(other, module) > len(found):
-            edits[other] = Skip()
-    return restructured(module, edits) if edits else module
+            skipped.append(other)
+    return Cutting(dropped=tuple(dropped), skipped=tuple(skipped))
 
 
 def plain_backbone(

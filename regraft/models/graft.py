@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from regraft.errors import ModelError
-from regraft.models.backbone import Backbone, Boundary, cut_off_above
+from regraft.models.backbone import Backbone, Boundary, Cutting, cutting_above
 from regraft.models.heads import folded
 from regraft.models.pooling import POOLS, pooled, require_pool, width
 from regraft.models.trace import call, tensors_in
@@ -50,7 +50,7 @@ class Graft(nn.Module):
         inputs: batch keys it is called on.
         boundaries: where this backbone can be read.
         reads: the (depth, pool) pairs in the order in which the head sees them.
-        surgery: JSON descriptions of what was done to the backbone's modules, done again when the model is loaded.
+        cut: what was taken off the top of the backbone.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Graft(nn.Module):
         self.depths = tuple(sorted(set(depths)))
         self.pools = tuple(dict.fromkeys(pools))
         self.reads = self._reads()
-        self.surgery: tuple[dict[str, Any], ...] = ()
+        self.cut = backbone.cut or Cutting()
         self.head = _linear(sum(self.read_widths().values()), num_outputs, seed)
 
     @property
@@ -155,11 +155,13 @@ class Graft(nn.Module):
         if highest < self.depths[-1]:
             raise ModelError(f"cut_above: the head reads depth {self.depths[-1]}, so the cut cannot be at {highest}")
         before = count_parameters(self.backbone)
-        shorter = cut_off_above(self.backbone, self.example, self.boundary(highest).name)
+        cutting = cutting_above(self.backbone, self.example, self.boundary(highest).name)
+        shorter = cutting.applied(self.backbone)
         places = [self.boundary(d) for d in self.depths]
         if not _same_outputs(self.backbone, shorter, places, self.example):
             raise ModelError(f"{self.name} computes other features when cut above depth {highest}; keep it whole")
         self.backbone = shorter
+        self.cut = Cutting(dropped=self.cut.dropped + cutting.dropped, skipped=self.cut.skipped + cutting.skipped)
         self.boundaries = tuple(place for place in self.boundaries if place.depth <= highest)
         return before - count_parameters(shorter)
 

@@ -73,13 +73,14 @@ class Features(nn.Module):
 
     def __init__(self, graft: Graft) -> None:
         super().__init__()
-        self.__dict__["graft"] = graft  # not a child: its mode is not this module's to set
+        self._graft = (graft,)  # in a tuple it is no child: its mode is not this module's to set
         self.inputs = graft.inputs
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """The features, in eval mode."""
-        with eval_mode(self.graft):
-            return self.graft.features(**inputs)
+        (graft,) = self._graft
+        with eval_mode(graft):
+            return graft.features(**inputs)
 
 
 @dataclass(frozen=True, kw_only=True)

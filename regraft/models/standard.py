@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +28,6 @@ class StandardHead(nn.Module):
     Attributes:
         inputs: batch keys it is called on.
         whole: the transformers model.
-        surgery: JSON descriptions of what was done to its modules, done again when the model is loaded.
     """
 
     def __init__(self, whole: nn.Module, *, inputs: Sequence[str], name: str, modality: Modality) -> None:
@@ -39,7 +37,6 @@ class StandardHead(nn.Module):
         self.name, self.modality = name, modality
         self.licence: str | None = None
         self.source: str | None = None
-        self.surgery: tuple[dict[str, Any], ...] = ()
         self._head_name = head_name(whole)
 
     @property
