@@ -78,11 +78,12 @@ def examples(*, shift: float = 0.0, seed: int = 0, batch_size: int = 32) -> Exam
 
 
 def network(dropout: float = 0.0, *, seed: int = 0) -> nn.Module:
-    """Three linear layers from 8 inputs to 4 classes; the same weights for the same seed."""
+    """Four linear layers from 8 inputs to 4 classes, one normalised; the same weights for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(
-            nn.Linear(8, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)
+            nn.Linear(8, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 16), nn.LayerNorm(16), nn.ReLU(),
+            nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4),
         )  # fmt: skip
 
 
@@ -97,6 +98,10 @@ class Players(nn.Module):
             torch.manual_seed(seed)
             self.generator = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 8))
             self.discriminator = nn.Sequential(nn.Linear(8, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The discriminator's logits (N, 1)."""
+        return self.discriminator(x)
 
 
 Network = Callable[[float], nn.Module]  # dropout -> a model with the same weights at each call
@@ -195,8 +200,9 @@ class TechniqueContract:
     def test_it_has_an_effect(self) -> None:
         """Turned on, the trained weights are others; techniques that only save work leave them as they are."""
         plain, changed = self.build(), self.build(self.case.technique)
-        for recipe in (plain, changed):
-            fit(recipe)
+        fit(changed)
+        if "objective" not in self.case.technique.ignores:  # else the model is none that the plain recipe can train
+            fit(plain)
         same = differing(model_state(plain), model_state(changed)) == []
         assert same != self.case.effect
 
@@ -219,7 +225,7 @@ class TechniqueContract:
         whole = self.build(self.case.technique, dropout=0.2)
         report = fit(whole, hooks=[Checkpointer(tmp_path / "whole", every=1, keep=100)], log_every=3)
         saved = sorted((tmp_path / "whole").iterdir())
-        assert len(saved) >= 8
+        assert len(saved) == sum(stage.steps - 1 for stage in whole.stages)
         for number, folder in enumerate(saved):
             state = load(folder)
             again = self.build(self.case.technique, dropout=0.2)

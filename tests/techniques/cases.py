@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from regraft.techniques.alignment.grpo import GRPO
 from regraft.techniques.continual.ewc import EWC
 from regraft.techniques.distil.distillation import Distillation
 from regraft.techniques.domain.dann import DANN
 from regraft.techniques.generative.gan import GAN
 from regraft.techniques.meta.maml import MAML
+from regraft.techniques.peft.adapter import Adapter
+from regraft.techniques.peft.lora import LoRA
+from regraft.techniques.peft.norm_only import NormOnly
 from regraft.techniques.regularise.sam import SAM
 from regraft.techniques.regularise.weight_average import WeightAverage
-from regraft.testing import Case, Players
+from regraft.techniques.transfer.cache_prefix import CachePrefix
+from regraft.techniques.transfer.discriminative import Discriminative
+from regraft.techniques.transfer.last_k import LastK
+from regraft.techniques.transfer.staged_thaw import StagedThaw
+from regraft.testing import Case, Players, network
+
+
+def half_frozen(dropout: float) -> nn.Module:
+    """The toy network with its first layer frozen, so that there is a prefix to store."""
+    model = network(dropout)
+    next(model.children()).requires_grad_(False)
+    return model
+
 
 ROWS = [
+    Case(Adapter(width=4)),
+    Case(CachePrefix(), network=half_frozen, effect=False),
     Case(DANN(target="target", width=8), neutral=DANN(target="target", weight=0)),
+    Case(Discriminative(decay=0.5, head=2.0), neutral=Discriminative(decay=1, head=1)),
     Case(Distillation(teacher="teacher"), neutral=Distillation(teacher="teacher", weight=0)),
-    Case(EWC(weight=50.0, samples=40), neutral=EWC(weight=0)),
+    Case(EWC(weight=50.0, samples=16), neutral=EWC(weight=0)),
     Case(GAN(rounds=2), network=Players),
     Case(GRPO(group_size=4, kl_weight=0.1)),
+    Case(LastK(blocks=1)),
+    Case(LoRA(rank=2)),
     Case(MAML(ways=3, shots=2, queries=2, tasks=4)),
+    Case(NormOnly()),
     Case(SAM(rho=0.1), neutral=SAM(rho=0)),
+    Case(StagedThaw()),
     Case(WeightAverage(decay=0.5), neutral=WeightAverage(decay=0)),
 ]
 CASES = {case.name: case for case in ROWS}

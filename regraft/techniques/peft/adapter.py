@@ -33,7 +33,7 @@ class Adapter(Technique):
 
     Example:
         ```yaml
-        optimizer: AdamW: {lr: 0.001}
+        train: {optimizer: {AdamW: {lr: 0.001}}}
         techniques:
           - Adapter: {width: 32}
         ```

@@ -33,7 +33,7 @@ class LoRA(Technique):
 
     Example:
         ```yaml
-        optimizer: AdamW: {lr: 0.001}
+        train: {optimizer: {AdamW: {lr: 0.001}}}
         techniques:
           - LoRA: {rank: 8, targets: [query, value]}
         ```

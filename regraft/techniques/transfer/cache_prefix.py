@@ -6,12 +6,14 @@ import hashlib
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from regraft.core.descent import OneUpdate
 from regraft.core.forward import forward, inputs_of
 from regraft.core.modes import set_trainable
 from regraft.core.protocols import Source, State
@@ -24,6 +26,7 @@ from regraft.models.blocks import blocks
 from regraft.models.split import Split, frozen_depth, split
 
 TOLERANCE = 1e-5  # of the largest output: a stored row may have been computed in a batch of another shape
+IDLE = 20  # batches without a new example after which a store counts as filled
 LOOK = 8  # examples a cut is proved on
 
 
@@ -51,11 +54,25 @@ class PrefixSource(Source):
         return self._kept[1][0].computed if self._kept else 0
 
     def batches(self, model: nn.Module, start: int = 0, /) -> Iterator[Batch]:
-        """The source's batches with the results added; a store made by other weights is thrown away."""
+        """The source's batches with the results added; a store made by other weights is thrown away.
+
+        Rows are computed in the batches they first appear in. A run that is resumed draws those again, so that it goes on
+        with the same bits.
+        """
         now = fingerprint(self.split.frozen)
         if self._kept is None or self._kept[0] != now:
             self._kept = (now, self._fresh())
+            self._replay(model, start)
         yield from self._kept[1][-1].batches(model, start)
+
+    def _replay(self, model: nn.Module, steps: int) -> None:
+        """Fill the store as the first `steps` steps did, until they brought nothing new for a while."""
+        assert self._kept is not None
+        idle, before = 0, 0
+        for _ in islice(self._kept[1][-1].batches(model, 0), steps):
+            idle, before = 0 if self.computed > before else idle + 1, self.computed
+            if idle == IDLE:
+                return
 
     def _fresh(self) -> list[Precompute]:
         """A chain over the source with empty stores, a link for each stored tensor."""
@@ -194,11 +211,16 @@ class CachePrefix(Technique):
                 return stage
             if not blocks(model):
                 raise Conflict(
-                    f"CachePrefix: no chain of blocks was found in the {type(model).__name__} of stage {stage.name!r}, so it cannot "
-                    "be cut; put its blocks into an nn.Sequential or nn.ModuleList, or drop CachePrefix"
+                    f"CachePrefix: no chain of blocks was found in the {type(model).__name__} of stage {stage.name!r}, so it "
+                    "cannot be cut; put its blocks into an nn.Sequential or nn.ModuleList, or drop CachePrefix"
                 )
             if frozen_depth(model) == 0:
                 return stage
+            if stage.step is not OneUpdate:
+                raise Conflict(
+                    f"CachePrefix: the step of stage {stage.name!r} calls parts of the {type(model).__name__} in a way of its own, "
+                    "so a cut cannot be proved; drop CachePrefix"
+                )
             if not stage.source.repeatable:
                 raise Conflict(
                     f"CachePrefix: stage {stage.name!r} draws examples that differ each time (rollouts or random augmentation), "

@@ -56,7 +56,7 @@ class Discriminative(Technique):
 
     Example:
         ```yaml
-        optimizer: AdamW: {lr: 0.0005}
+        train: {optimizer: {AdamW: {lr: 0.0005}}}
         techniques:
           - Discriminative: {decay: 0.8, head: 2.0}
         ```
