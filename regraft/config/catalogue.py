@@ -34,7 +34,8 @@ CATALOGUE: dict[str, dict[str, str]] = {  # family -> class name -> module
     },
     "optimizer": dict.fromkeys(("Adam", "AdamW", "SGD"), "regraft.optim.optimizers"),
     "schedule": dict.fromkeys(("Constant", "Cosine", "Linear"), "regraft.optim.schedules"),
-    "network": dict.fromkeys(("ConvNet", "GenerativePair", "MLP"), "regraft.models.networks"),
+    "network": dict.fromkeys(("ConvNet", "GenerativePair", "MLP"), "regraft.models.networks")
+    | {"WideDeep": "regraft.models.wide_deep"},
 }
 
 

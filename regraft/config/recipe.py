@@ -64,7 +64,7 @@ class TrainSpec(Spec):
     schedule: AnySchedule = _default("Constant")
     max_norm: float | None = Field(default=1.0, gt=0)  # gradients are scaled down to this global norm
     precision: Literal["fp32", "bf16"] = "fp32"
-    dropout: bool = True  # False switches every dropout layer of the model off
+    steady: bool = False  # train the weights in eval mode: dropout off, running statistics still
     augment: bool = False  # images: small random crops, shifts and changes of brightness
     flip: bool = False  # images: mirror at random; only where left and right mean the same
 

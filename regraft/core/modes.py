@@ -23,10 +23,13 @@ def set_trainable(model: nn.Module, names: Collection[str] | None) -> None:
 
 
 def train_mode(model: nn.Module) -> None:
-    """Training mode, except for modules marked `frozen` and all they hold."""
+    """Training mode, except for modules marked `frozen` or `steady` and all they hold.
+
+    `steady` modules train their weights in eval mode: dropout is off and running statistics stand still.
+    """
     model.train()
     for module in model.modules():
-        if getattr(module, "frozen", False):
+        if getattr(module, "frozen", False) or getattr(module, "steady", False):
             module.eval()
 
 

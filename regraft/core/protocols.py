@@ -34,7 +34,9 @@ class Source:
     """
 
     repeatable: bool  # does an example look the same every time it is drawn?
-    inputs: Mapping[str, str]  # batch keys a model is called on -> key that identifies the example; roles as in `target_x`
+    inputs: Mapping[
+        str, str
+    ]  # batch keys a model is called on -> key that identifies the example; roles as in `target_x`
 
     def batches(self, model: nn.Module, start: int = 0, /) -> Iterator[Batch]:
         """An endless iterator over the batches of steps `start`, `start + 1`, ..."""
