@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,9 @@ class Suffix(nn.Module):
 
     Parameters are the model's own under their original names; what is below the cut is not in it.
     """
+
+    if TYPE_CHECKING:
+        whole: Any
 
     def __init__(
         self, whole: nn.Module, slot: Slot, *, main: str, passed: tuple[str, ...], reads: tuple[Read, ...]

@@ -39,9 +39,8 @@ def load_backbone(name: str, *, modality: Modality, num_channels: int | None = N
     raw = checked_folder(folder)
     config = _config(folder, AutoConfig)
     check_kind(name, config, modality, num_channels)
-    model_class = AutoModel._model_mapping[type(config)]
-    model_class = model_class[0] if isinstance(model_class, (list, tuple)) else model_class
-    extra = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
+    pooler_option = "add_pooling_layer" in inspect.signature(model_class(config)).parameters
+    extra = {"add_pooling_layer": False} if pooler_option else {}
     with quiet():
         module = from_folder(AutoModel, folder, config=config, **extra)
     example = example_inputs(config, modality)
@@ -54,6 +53,14 @@ def load_backbone(name: str, *, modality: Modality, num_channels: int | None = N
         source=str(folder),
         licence=licence_of(folder, raw),
     )
+
+
+def model_class(config: Any) -> Any:
+    """The headless model class of a transformers configuration."""
+    from transformers import AutoModel
+
+    mapped: Any = AutoModel._model_mapping[type(config)]
+    return mapped[0] if isinstance(mapped, (list, tuple)) else mapped
 
 
 def from_folder(auto_class: Any, folder: Path, **options: Any) -> nn.Module:

@@ -93,7 +93,7 @@ def load_standard(
     config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     check_kind(name, config, modality)
     config.num_labels = num_outputs
-    config.problem_type = PROBLEMS[task]
+    config.problem_type = PROBLEMS[task]  # type: ignore[assignment]
     if labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
