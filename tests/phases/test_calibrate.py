@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from regraft.phases.calibrate import calibrate
+from regraft.phases.evaluate.metrics import evaluate
 from regraft.transforms.temperature import fit_temperature, sigmoid, softmax
 
 
@@ -99,3 +100,29 @@ def test_a_validation_split_too_small_to_fit_on_leaves_everything_as_it_is(rows)
 def test_the_same_seed_gives_the_same_section():
     logits, y = drawn(200, 3, 2.0)
     assert calibrate(logits, y, task="multiclass", seed=3) == calibrate(logits, y, task="multiclass", seed=3)
+
+
+def test_an_overfitted_model_of_real_digits_is_calibrated_on_rows_that_nothing_has_seen():
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import LogisticRegression
+
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    noisy = digits.data + 12 * np.random.default_rng(1).normal(size=digits.data.shape)
+    x, y = noisy[order] / 16, digits.target[order]
+    model = LogisticRegression(C=10.0, max_iter=3000).fit(x[:700], y[:700])
+    chosen, section = calibrate(model.decision_function(x[700:1200]), y[700:1200], task="multiclass")
+    test = [
+        evaluate(scores, y[1200:], task="multiclass", classes=tuple("0123456789"), resamples=100)
+        for scores in (
+            softmax(model.decision_function(x[1200:])),
+            chosen.probabilities(model.decision_function(x[1200:])),
+        )
+    ]
+    assert chosen.parameters["temperature"] > 1.2
+    assert test[1]["ece"]["value"] < 0.6 * test[0]["ece"]["value"]
+    assert test[1]["nll"]["value"] < test[0]["nll"]["value"]
+    assert test[1]["accuracy"] == test[0]["accuracy"]
+    assert section["after"]["nll"] == pytest.approx(
+        test[1]["nll"]["value"], rel=0.15
+    )  # cross-fitted is close to unseen

@@ -219,7 +219,7 @@ def height(run: RunFiles) -> dict[str, Any]:
     unused = last[0] - max(chosen) if chosen else 0
     if unused > 0:
         facts.append(("Cut", f"The {unused:g} blocks above depth {max(chosen):g} are not used."))
-    label = f"{metric_name(str(run.metrics.get('primary', 'accuracy')))}, out of fold"
+    label = "Held-out score"
     return {
         "figure": line_chart(lines, x_label="Depth (block boundary)", y_label=label, described=described),
         "facts": facts,

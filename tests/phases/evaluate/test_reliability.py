@@ -67,3 +67,17 @@ def test_multilabel_bins_count_every_label_of_every_row():
 
 def test_regression_has_no_bins():
     assert reliability_bins(np.ones(3), np.ones(3), task="regression") == []
+
+
+def test_the_interval_of_the_calibration_error_holds_its_value_and_covers_the_truth_of_a_calibrated_model():
+    # plain percentiles fail here: resampling adds noise, and a mean of absolute gaps only ever grows with it
+    held, covered = 0, 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        second = 0.5 + 0.5 * rng.random(1500)
+        y = (rng.random(1500) < second).astype(int)
+        ece = evaluate(two_columns(second), y, task="binary", classes=("a", "b"), resamples=200, seed=seed)["ece"]
+        held += ece["low"] <= ece["value"] <= ece["high"]
+        covered += ece["low"] <= 0.03  # the error that 1,500 rows of a calibrated model show by chance alone
+    assert held == 60
+    assert covered >= 50
