@@ -61,7 +61,9 @@ def constant_finding(part: Part, name: str, is_input: bool) -> Finding | None:
     return part.finding("constant-column", severity, message, column=name)
 
 
-def leaking_finding(part: Part, name: str, column: pa.ChunkedArray, target: np.ndarray, *, is_input: bool, seed: int) -> Finding | None:
+def leaking_finding(
+    part: Part, name: str, column: pa.ChunkedArray, target: np.ndarray, *, is_input: bool, seed: int
+) -> Finding | None:
     """A column that alone predicts the label far above chance on held-out rows."""
     best = (0.0, "")
     for how, codes in _views(column, number=target.dtype.kind == "f").items():
@@ -73,7 +75,11 @@ def leaking_finding(part: Part, name: str, column: pa.ChunkedArray, target: np.n
         return None
     what = "explains" if number else "saves"
     unit = "of the variance of the label" if number else "of the errors of guessing the largest class"
-    role = "it is an input, so make sure it is known before the label is" if is_input else "it is no input; keep it out of the model"
+    role = (
+        "it is an input, so make sure it is known before the label is"
+        if is_input
+        else "it is no input; keep it out of the model"
+    )
     message = f"{best[1]} the column {name!r} alone {what} {best[0]:.0%} {unit} on held-out rows of {part.name}; {role}"
     return part.finding("leaking-column", "warning", message, column=name)
 
@@ -122,7 +128,9 @@ def missing_cells(part: Part, schema: Schema) -> list[Finding]:
 
 def _plain(kind: pa.DataType) -> bool:
     """Whether a column holds numbers, texts, truth values or times."""
-    return not (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind))
+    return not (
+        pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind)
+    )
 
 
 def _target(part: Part, schema: Schema, index: np.ndarray) -> np.ndarray | None:
@@ -161,7 +169,9 @@ def _views(column: pa.ChunkedArray, *, number: bool) -> Mapping[str, np.ndarray]
         return views | ({"the value of": exact} if len(distinct) <= len(values) / 4 and not number else {})
     text = pc.fill_null(as_text(column), "")
     views = {"the value of": _codes(text)}
-    views["the first word of"] = _codes(pc.replace_substring_regex(text, pattern=r"(?s)^([\pL\pN]*)[^\pL\pN].*$", replacement=r"\1"))
+    views["the first word of"] = _codes(
+        pc.replace_substring_regex(text, pattern=r"(?s)^([\pL\pN]*)[^\pL\pN].*$", replacement=r"\1")
+    )
     for size in PREFIXES:
         plural = "character" if size == 1 else f"{size} characters"
         views[f"the first {plural} of"] = _codes(pc.utf8_slice_codeunits(text, 0, size))

@@ -13,8 +13,38 @@ TYPO, SWAP, FILLER, TAIL = (
     0.5,
 )  # cost of an edit; an ordinary inserted, deleted or replaced word costs 1
 FILLERS = frozenset(
-    "please thanks thank you thx hi hello hey dear ok okay well so just really kindly pls plz sorry again now today sir madam team"
-    " everyone regards cheers help asap".split()
+    [
+        "please",
+        "thanks",
+        "thank",
+        "you",
+        "thx",
+        "hi",
+        "hello",
+        "hey",
+        "dear",
+        "ok",
+        "okay",
+        "well",
+        "so",
+        "just",
+        "really",
+        "kindly",
+        "pls",
+        "plz",
+        "sorry",
+        "again",
+        "now",
+        "today",
+        "sir",
+        "madam",
+        "team",
+        "everyone",
+        "regards",
+        "cheers",
+        "help",
+        "asap",
+    ]
 )
 
 

@@ -78,6 +78,6 @@ def _joined(texts: list[pa.ChunkedArray]) -> pa.ChunkedArray:
 
 def _hashes(text: pa.ChunkedArray) -> np.ndarray:
     """(N,) uint64 BLAKE2b of each text."""
-    digest: Callable[..., "hashlib._Hash"] = hashlib.blake2b
+    digest: Callable[..., hashlib._Hash] = hashlib.blake2b
     values = pc.cast(text, pa.large_binary()).to_pylist()
     return np.frombuffer(b"".join(digest(value, digest_size=8).digest() for value in values), np.uint64)

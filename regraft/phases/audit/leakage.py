@@ -73,7 +73,9 @@ def moments(split: Split, column: str) -> np.ndarray:
     try:
         stamps = pc.cast(_bare(values), pa.timestamp("us"))
     except pa.ArrowInvalid as error:
-        raise DataError(f"the time column {column!r} must hold numbers or ISO dates such as 2024-05-31, got {_sample(values)}") from error
+        raise DataError(
+            f"the time column {column!r} must hold numbers or ISO dates such as 2024-05-31, got {_sample(values)}"
+        ) from error
     seconds = np.asarray(pc.cast(stamps, pa.int64()).to_numpy(zero_copy_only=False), dtype=np.float64) / 1e6
     return np.where(np.asarray(pc.is_null(stamps)), np.nan, seconds)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -112,7 +111,7 @@ def is_missing(column: pa.Array | pa.ChunkedArray, marks: tuple[str, ...]) -> np
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return np.asarray(pc.is_null(column))
     bare = pc.utf8_lower(pc.utf8_trim(column, BLANK))
-    return np.asarray(pc.fill_null(pc.is_in(bare, value_set=pa.array(marks, bare.type)), True))
+    return np.asarray(pc.or_(pc.is_null(bare), pc.is_in(bare, value_set=pa.array(marks, bare.type))))
 
 
 def as_text(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:

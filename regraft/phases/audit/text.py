@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from regraft.data.dataset import Schema
 from regraft.phases.audit.parts import NO_TEXT, Part, as_text, is_missing
 from regraft.phases.findings import Finding
 
@@ -58,6 +59,17 @@ def missing_texts(part: Part, columns: Sequence[str]) -> dict[str, np.ndarray]:
     return {name: seen.get(name) for name in columns if len(seen.get(name))}
 
 
+def without_missing(part: Part, schema: Schema) -> tuple[Part, list[Finding]]:
+    """(the part with rows that miss a text marked as not usable, findings that name them)."""
+    columns = [name for name in schema.inputs if name in part.split.column_names]
+    usable, findings = part.usable.copy(), []
+    for name, rows in missing_texts(part, columns).items():
+        usable[rows] = False
+        message = f"{len(rows):,} of {len(part):,} texts in {name!r} of {part.name} are missing, blank or a mark such as N/A; drop them"
+        findings.append(part.finding("missing-text", "warning", message, rows, column=name))
+    return replace(part, usable=usable), findings
+
+
 def text_findings(part: Part, column: str) -> tuple[list[Finding], dict[str, Any]]:
     """All findings about the texts of one column, and facts about their length."""
     median, p95, longest_sampled = _lengths(part, column)
@@ -98,10 +110,19 @@ def _findings(part: Part, column: str, seen: Seen, median: float) -> list[Findin
     """The findings of what was seen."""
     findings = []
     said = {
-        "encoding": ("warning", "hold the replacement character, so their bytes were not in the encoding of the file; save the file as UTF-8"),
-        "mojibake": ("warning", "were decoded with the wrong encoding once (such as 'Ã©' for 'é'); a cleaned copy repairs them"),
+        "encoding": (
+            "warning",
+            "hold the replacement character, so their bytes were not in the encoding of the file; save the file as UTF-8",
+        ),
+        "mojibake": (
+            "warning",
+            "were decoded with the wrong encoding once (such as 'Ã©' for 'é'); a cleaned copy repairs them",
+        ),
         "html": ("info", "hold HTML tags or entities; strip them if the model will not see HTML in service"),
-        "long": ("info", f"have over {WORDS} words and over {TIMES} times the median of {median:.0f}; they will be cut, look at them"),
+        "long": (
+            "info",
+            f"have over {WORDS} words and over {TIMES} times the median of {median:.0f}; they will be cut, look at them",
+        ),
     }
     names = {"encoding": "encoding", "mojibake": "mojibake", "html": "html-remains", "long": "very-long-text"}
     for kind, (severity, text) in said.items():

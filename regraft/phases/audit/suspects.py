@@ -1,0 +1,144 @@
+"""Suspected label errors: rows whose label a model that never saw them finds unlikely (confident learning).
+
+Northcutt, Jiang, Chuang, Confident Learning, 2021, arXiv:1911.00068: the confident joint (eq. 1), pruning by noise rate (section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from regraft.data.dataset import Dataset, Split
+from regraft.phases.audit.parts import Part
+from regraft.phases.findings import Finding
+
+MARGIN = 0.3  # probability by which another class must lead before a row is suspected
+FEWEST = 8  # rows of a class below which its rows are not judged
+RIDGE = 0.3  # penalty of the audit's own model, for rows scaled to length 1
+DOUBT = 0.05  # weight in the second fit of the rows suspected by the first
+
+
+def suspects(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows suspected, class suggested for each) from held-out probabilities (N, C) and class ids (N,), none of them missing.
+
+    For classes i and j the confident joint counts rows of label i that are confidently j; that many rows of label i with
+    the largest lead of j are suspected, if j is the likeliest class and leads by MARGIN.
+    """
+    rows = np.arange(len(labels))
+    own = probabilities[rows, labels]
+    classes = probabilities.shape[1]
+    counts = np.bincount(labels, minlength=classes)
+    threshold = np.bincount(labels, weights=own, minlength=classes) / np.maximum(counts, 1)
+    threshold[counts < FEWEST] = 2.0  # never reached
+    confident = np.where(probabilities >= threshold, probabilities, -1.0)
+    best = confident.argmax(axis=1)
+    sure = confident[rows, best] >= 0
+    joint = np.zeros((classes, classes))
+    np.add.at(joint, (labels[sure], best[sure]), 1)
+    joint *= (counts / np.maximum(joint.sum(axis=1), 1))[:, None]  # eq. 3: calibrated to the counts of the labels
+    top = probabilities.argmax(axis=1)
+    found = []
+    for given, other in zip(*np.nonzero(np.rint(joint)), strict=True):
+        members = (
+            np.flatnonzero((labels == given) & (top == other)) if given != other and counts[given] >= FEWEST else ()
+        )
+        if len(members):
+            lead = probabilities[members, other] - own[members]
+            kept = np.argsort(-lead, kind="stable")[: round(joint[given, other])]
+            found.append(members[kept[lead[kept] >= MARGIN]])
+    flagged = np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
+    return flagged, top[flagged]
+
+
+def left_out_scores(
+    kernel_or_features: np.ndarray, targets: np.ndarray, weights: np.ndarray, *, is_kernel: bool
+) -> np.ndarray:
+    """(N, C) predictions of ridge regression for each row from all the others, in closed form.
+
+    With the hat matrix H of the weighted fit the left-out prediction is (H y - h y) / (1 - h), h its diagonal
+    (Hastie, Tibshirani, Friedman, Elements of Statistical Learning, eq. 7.64).
+    """
+    import scipy.linalg
+
+    if is_kernel:
+        kernel = kernel_or_features + 1.0  # a constant feature
+        solved = scipy.linalg.solve(kernel + np.diag(RIDGE / weights), np.eye(len(kernel)), assume_a="pos")
+        hat = kernel @ solved
+        leverage, fitted = np.diag(hat)[:, None], hat @ targets
+    else:
+        features = np.column_stack([kernel_or_features, np.ones(len(kernel_or_features))])
+        weighted = features * weights[:, None]
+        gram = features.T @ weighted + RIDGE * np.eye(features.shape[1])
+        factor = scipy.linalg.cho_factor(gram)
+        fitted = features @ scipy.linalg.cho_solve(factor, weighted.T @ targets)
+        leverage = (features * scipy.linalg.cho_solve(factor, weighted.T).T).sum(axis=1)[:, None]
+    return (fitted - leverage * targets) / np.maximum(1 - leverage, 1e-9)
+
+
+def held_out_probabilities(values: np.ndarray, labels: np.ndarray, *, is_kernel: bool) -> np.ndarray:
+    """(N, C) probabilities of each row's class from the other rows: ridge scores, softened by one temperature.
+
+    Fitted twice: rows suspected by the first fit hardly count in the second, so wrong labels do not vouch for each other.
+    """
+    targets = np.eye(int(labels.max()) + 1)[labels]
+    weights = np.ones(len(labels))
+    first = _softened(left_out_scores(values, targets, weights, is_kernel=is_kernel), labels)
+    weights[suspects(first, labels)[0]] = DOUBT
+    return _softened(left_out_scores(values, targets, weights, is_kernel=is_kernel), labels)
+
+
+def given_suspects(dataset: Dataset, parts: tuple[Part, ...], probabilities: Mapping[str, np.ndarray]) -> list[Finding]:
+    """Suspected label errors by probabilities (N, C) that the caller has for whole splits, classes as in the schema."""
+    findings = []
+    classes = dataset.schema.classes
+    for part in parts:
+        pieces = [
+            name for name in probabilities if name in dataset.splits and dataset.splits[name].file == part.split.file
+        ]
+        if not pieces:
+            continue
+        index = np.concatenate([_places(part, dataset.splits[name]) for name in pieces])
+        scores = np.concatenate([np.asarray(probabilities[name], dtype=np.float64) for name in pieces])
+        code = {label: c for c, label in enumerate(part.labels)}
+        merged = np.array([part.merged[code[name]] if name in code else -1 for name in classes])
+        wanted = np.unique(merged[merged >= 0])
+        summed = np.stack([scores[:, merged == c].sum(axis=1) for c in wanted], axis=1)
+        place = np.full(len(part.labels) + 1, -1)
+        place[wanted] = np.arange(len(wanted))
+        labels = place[part.clean_codes[index]]
+        known = np.flatnonzero((labels >= 0) & part.usable[index])
+        rows, suggested = suspects(summed[known], labels[known])
+        findings += suspect_findings(part, index[known[rows]], wanted[suggested], "a probe that never saw them", "")
+    return findings
+
+
+def suspect_findings(part: Part, rows: np.ndarray, codes: np.ndarray, judge: str, scope: str) -> list[Finding]:
+    """The finding about suspected rows and the labels suggested for them."""
+    if not len(rows):
+        return []
+    order = np.argsort(rows)
+    names = [part.labels[c] for c in codes[order].tolist()]
+    message = f"{len(rows):,} labels in {part.name} look wrong to {judge}{scope}; look at them, `suggested` names the likelier label"
+    return [part.finding("suspected-label-error", "warning", message, rows[order], suggested=names)]
+
+
+def _places(part: Part, split: Split) -> np.ndarray:
+    """Where the rows of a split stand in its part."""
+    if part.split.positions is None or split.positions is None:
+        return np.arange(len(split))
+    return np.searchsorted(part.split.positions, split.positions)
+
+
+def _softened(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Softmax of scores at the temperature of the best likelihood."""
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    rows = np.arange(len(labels))
+
+    def cost(log_factor: float) -> float:
+        return -float(log_softmax(scores * np.exp(log_factor), axis=1)[rows, labels].mean())
+
+    found = minimize_scalar(cost, bounds=(-1.0, 5.0), method="bounded")
+    return np.exp(log_softmax(scores * np.exp(found.x), axis=1))
