@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -70,16 +70,24 @@ def scored_splits(question: Question, splits: Mapping[str, Scored]) -> dict[str,
     return {name: question.score(scored) for name, scored in splits.items()}
 
 
-def details(question: Question, scored: Scored, *, shown: Sequence[str] | None = None, top: int = 20) -> dict[str, Any]:
+def details(
+    question: Question,
+    scored: Scored,
+    *,
+    shown: Sequence[str] | None = None,
+    shown_as: Literal["text", "file"] = "text",
+    top: int = 20,
+) -> dict[str, Any]:
     """`per_class`, `confusion`, `confused_pairs`, `hard_examples`: what stands behind the numbers of one split.
 
-    `shown` (N,) is the text or file name of each row; the hardest rows carry theirs, cut to 500 characters.
+    `shown` (N,) is the text or file name of each row; the hardest rows carry theirs under the key `shown_as`, cut to 500
+    characters.
     """
     task, classes = question.task, question.classes
     hard = hard_examples(scored.scores, scored.targets, scored.rows, top, task=task, classes=classes)
     if shown is not None:
         place = {row: i for i, row in enumerate(np.asarray(scored.rows).tolist())}
-        hard = [example | {"text": str(shown[place[example["row"]]])[:500]} for example in hard]
+        hard = [example | {shown_as: str(shown[place[example["row"]]])[:500]} for example in hard]
     if task not in ("binary", "multiclass"):
         return {"hard_examples": hard}
     keep = usable_rows(scored.targets, task)
@@ -109,6 +117,7 @@ def metrics_document(
     probe: Mapping[str, Scored],
     last_layer_probe: Mapping[str, Scored],
     shown: Sequence[str] | None = None,
+    shown_as: Literal["text", "file"] = "text",
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of `metrics.json`, ready for `json.dump(..., allow_nan=False)`.
@@ -119,6 +128,7 @@ def metrics_document(
         probe: the all-depth probe on the same splits, the same rows in the same order.
         last_layer_probe: the probe on the last layer alone; may be empty.
         shown: text or file name of each row of the detailed split, for the hardest examples.
+        shown_as: which of the two.
         extra: everything that is not computed from scores, by its key in the document: `candidates`, `winner`, `reasons`,
             `calibration`, `latency`, `size`, `data`, `depth_curve`, ...; `probe` is merged into the probe's entry.
     """
@@ -137,7 +147,7 @@ def metrics_document(
     for name, other in (("versus_probe", probe), ("versus_last_layer_probe", last_layer_probe)):
         if split in other:
             document[name] = question.versus(final[split], other[split])
-    document |= details(question, final[split], shown=shown)
+    document |= details(question, final[split], shown=shown, shown_as=shown_as)
     document |= {key: value for key, value in extra.items() if key != "probe"}
     return json_ready(document)
 

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup, escape
 
 from regraft.errors import RunError, suggest
@@ -83,7 +83,7 @@ def section(run: RunFiles, name: str) -> Markup:
         return Markup(getattr(environment().get_template("sections.html").module, name)(view))
     except Absent as reason:
         return _left_out(str(reason))
-    except UNEXPECTED_FORM as error:
+    except (*UNEXPECTED_FORM, UndefinedError) as error:
         return _left_out(f"a file of the run has not the expected form ({type(error).__name__}: {error}).")
 
 

@@ -12,7 +12,7 @@ from regraft.errors import RunError
 
 # what reading a field of the wrong type raises: the files are data, possibly edited or of another version, and one wrong
 # field must not cost the whole report
-UNEXPECTED_FORM = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
+UNEXPECTED_FORM = (AttributeError, ArithmeticError, IndexError, KeyError, TypeError, ValueError)
 MOST_POINTS = 400  # of one curve; more cannot be told apart at the width of a page
 
 

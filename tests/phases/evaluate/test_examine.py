@@ -94,6 +94,7 @@ def test_the_metrics_document_is_strict_json_with_the_promised_keys(task):
         probe=splits,
         last_layer_probe={},
         shown=[f"row {i}" for i in range(80)],
+        shown_as="file",
         extra={"probe": {"depths": [np.int64(3)]}, "candidates": [], "size": {"bytes": np.float32("nan")}},
     )
     again = json.loads(json.dumps(document, allow_nan=False))
@@ -101,7 +102,7 @@ def test_the_metrics_document_is_strict_json_with_the_promised_keys(task):
     assert set(again["final"]["test"][again["primary"]]) == {"value", "low", "high"}
     assert again["probe"]["depths"] == [3]
     assert again["versus_probe"]["difference"] == 0.0
-    assert again["hard_examples"][0]["text"].startswith("row ")
+    assert again["hard_examples"][0]["file"].startswith("row ")
     assert again["size"]["bytes"] is None
     assert ("confusion" in again) == (task == "multiclass")
 

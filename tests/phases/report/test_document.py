@@ -10,6 +10,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from regraft.errors import RunError
@@ -204,6 +205,36 @@ def test_damaged_files_are_named(small, content):
         (small / name).write_text(content)
     assert "Left out" in write_report(small).read_text(encoding="utf-8")
     assert len(text_summary(small)) == 5
+
+
+def leaves(value, path=()):
+    """Every path into nested JSON."""
+    yield path
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in inside:
+        yield from leaves(each, (*path, key))
+
+
+def changed(value, path, new):
+    if not path:
+        return new
+    out = value.copy()
+    out[path[0]] = changed(value[path[0]], path[1:], new)
+    return out
+
+
+@pytest.mark.parametrize("name", ["audit.json", "metrics.json", "ledger.json", "manifest.json"])
+def test_any_one_value_may_be_of_any_type_and_the_page_is_still_written_whole(small, name):
+    content = json.loads((small / name).read_text())
+    paths = sorted({path for path in leaves(content) if path}, key=str)
+    rng = np.random.default_rng(0)
+    for path in [paths[i] for i in rng.choice(len(paths), size=min(40, len(paths)), replace=False)]:
+        new = [None, "<b>", [], {}, -1e308, [[]], {"value": "x"}, True][rng.integers(8)]
+        (small / name).write_text(json.dumps(changed(content, path, new)))
+        page = write_report(small).read_text(encoding="utf-8")
+        assert Page(page).open == [], path
+        assert "<b><" not in page
+        assert len(text_summary(small)) == 5
 
 
 def test_a_regression_run_has_its_own_numbers_and_no_confusion(tmp_path):
