@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -76,6 +76,9 @@ class Distillation(Technique):
 
     wraps: ClassVar[frozenset[str]] = frozenset({"source", "objective"})
     reads: ClassVar[frozenset[str]] = frozenset({""})
+    place: ClassVar[Literal["inner", "middle", "outer"]] = (
+        "inner"  # it shares out the base loss; penalties go around both
+    )
 
     def apply(self, recipe: Recipe) -> Recipe:
         """Add the teacher's logits to every stage's batches, and its term to every stage's objective."""

@@ -36,10 +36,17 @@ class Adversarial:
     def __init__(self, stage: Stage[Any], rounds: int) -> None:
         self.players, self.key, self.rounds = cast(Players, stage.model), example_key(stage), rounds
         named = {"discriminator": self.players.discriminator, "generator": self.players.generator}
-        self.updates: dict[str, Update] = {
-            player: stage.update({f"model.{player}.{name}": p for name, p in trainable(module).items()})
+        params = {
+            player: {f"model.{player}.{name}": p for name, p in trainable(module).items()}
             for player, module in named.items()
         }
+        for player, owned in params.items():
+            if not owned:
+                raise Conflict(
+                    f"GAN: the whole {player} is frozen in stage {stage.name!r}, so only the other player would learn; drop "
+                    "the technique that froze it"
+                )
+        self.updates: dict[str, Update] = {player: stage.update(owned) for player, owned in params.items()}
 
     def __call__(self, batch: Batch, clock: Clock) -> Loss:
         """The generator's loss; `discriminator` and `generator` in the log are both players' losses in nats."""
