@@ -11,6 +11,19 @@ from torch import Tensor
 from regraft.models.heads import standardisation
 
 
+def in_row_space(features: Tensor) -> Tensor:
+    """Standardised features (N, F) in an orthonormal basis of the space their rows span, (N, min(N, F)).
+
+    An L2-penalised linear fit depends on inner products alone, so it is the same function there and costs F / N less.
+    """
+    mean, deviation = (part.float() for part in standardisation(features))
+    x = (features.float() - mean) / deviation
+    if x.shape[0] >= x.shape[1]:
+        return x
+    values, vectors = torch.linalg.eigh(x @ x.T)
+    return vectors * values.clamp(min=0).sqrt()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Head:
     """A linear head on standardised features: `((x - mean) / deviation) @ weight.T + bias`."""
@@ -49,20 +62,36 @@ def fit_head(
     """
     mean, deviation = (part.float() for part in standardisation(features))
     x = ((features.float() - mean) / deviation).contiguous()
-    if task == "regression":
-        weight, bias = _ridge(x, targets.float(), l2)
-    else:
-        weight, bias = _logistic(x, targets, num_outputs, task, l2, start, max_iterations)
+    weight, bias = solve(
+        x, targets, task=task, num_outputs=num_outputs, l2=l2, start=start, max_iterations=max_iterations
+    )
     return Head(weight=weight, bias=bias, mean=mean, deviation=deviation)
 
 
+def solve(
+    x: Tensor,
+    targets: Tensor,
+    *,
+    task: str,
+    num_outputs: int,
+    l2: float,
+    start: Head | None = None,
+    max_iterations: int = 100,
+) -> tuple[Tensor, Tensor]:
+    """Weight (C, F) and bias (C,) of the penalised fit on features as they are; the arguments are those of `fit_head`."""
+    if task == "regression":
+        return _ridge(x, targets.float(), l2)
+    return _logistic(x, targets, num_outputs, task, l2, start, max_iterations)
+
+
 def _ridge(x: Tensor, y: Tensor, l2: float) -> tuple[Tensor, Tensor]:
-    """Closed form of mean squared error / 2 + l2/2 |w|^2 in float64; x has mean 0."""
+    """Closed form of mean squared error / 2 + l2/2 |w|^2 in float64."""
     x, y = x.double(), y.double()
-    bias = y.mean()
+    centre, middle = x.mean(0), y.mean()
+    x = x - centre
     gram = x.T @ x / len(x) + l2 * torch.eye(x.shape[1], dtype=torch.float64)
-    weight = torch.linalg.solve(gram, x.T @ (y - bias) / len(x))
-    return weight[None].float(), bias[None].float()
+    weight = torch.linalg.solve(gram, x.T @ (y - middle) / len(x))
+    return weight[None].float(), (middle - weight @ centre)[None].float()
 
 
 def _logistic(

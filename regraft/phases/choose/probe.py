@@ -16,7 +16,7 @@ from torch import Tensor
 
 from regraft.core.seeding import generator
 from regraft.phases.choose.features import LAST, Features, Read, joined
-from regraft.phases.choose.fit import Head, fit_head
+from regraft.phases.choose.fit import Head, fit_head, in_row_space, solve
 from regraft.phases.choose.gram import best_score, block_gram, score
 
 COMPARE_ROWS, CURVE_ROWS, FOLD_ROWS = (
@@ -165,7 +165,7 @@ def choose_penalty(x: Tensor, targets: Tensor, *, task: str, num_outputs: int, f
     rows, the penalty does not.
     """
     pick = _sample(len(targets), FOLD_ROWS, seed + 1)
-    x, y = x[pick], targets[pick]
+    x, y = in_row_space(x[pick]), targets[pick]
     num_folds = folds if len(pick) < FOLD_ROWS // 2 else 2
     fold = torch.arange(len(pick)) % num_folds
     outputs = {l2: torch.zeros(len(y), num_outputs) for l2 in PENALTIES}
@@ -173,9 +173,10 @@ def choose_penalty(x: Tensor, targets: Tensor, *, task: str, num_outputs: int, f
         inside, start = fold != k, None
         scale = len(targets) / int(inside.sum())
         for l2 in PENALTIES:  # from strong to weak, each fit starting from the one before
-            start = fit_head(
+            weight, bias = solve(
                 x[inside], y[inside], task=task, num_outputs=num_outputs, l2=l2 * scale, start=start, max_iterations=40
             )
+            start = Head(weight=weight, bias=bias, mean=torch.zeros(x.shape[1]), deviation=torch.ones(x.shape[1]))
             outputs[l2][fold == k] = start.logits(x[fold == k])
     scores = {l2: score(_probability(out, task), y, task) for l2, out in outputs.items()}
     losses = {l2: _loss(out, y, task) for l2, out in outputs.items()}

@@ -1,0 +1,246 @@
+"""From a candidate's options to a compiled recipe, and the hooks and the runner that phases train with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from regraft.config.recipe import CandidateSpec, TrainSpec
+from regraft.core import Hook, Loss, Recipe, Run, Stage, Technique, compile
+from regraft.core.descent import Precision
+from regraft.core.protocols import State
+from regraft.core.run import Log
+from regraft.core.train import advance, start
+from regraft.data.augment import Augment
+from regraft.data.encoded import Encoded
+from regraft.data.sources import Examples
+from regraft.losses.supervised import objective_for, per_example_losses
+from regraft.optim.build import DescentBuilder
+from regraft.optim.optimizers import Optimizer
+from regraft.optim.schedules import Schedule
+from regraft.phases.choose.features import model_outputs
+from regraft.phases.choose.gram import score
+
+
+def builder(options: TrainSpec) -> DescentBuilder:
+    """The update that the training options ask for."""
+    return DescentBuilder(
+        optimizer=cast(Optimizer, options.optimizer),
+        schedule=cast(Schedule, options.schedule),
+        micro=options.micro,
+        max_norm=options.max_norm,
+        precision=options.precision,
+    )
+
+
+def examples(encoded: Encoded, targets: Tensor | None, options: TrainSpec, *, seed: int) -> Examples:
+    """Training batches of encoded examples, augmented if the options say so."""
+    augment = None
+    if options.augment:
+        augment = Augment(flip=0.5 * options.flip, translate=0.08, rotate=8.0, brightness=0.2, contrast=0.2)
+    return Examples(encoded, targets, batch_size=options.batch_size, seed=seed, augment=augment)
+
+
+def supervised_recipe(
+    model: nn.Module,
+    encoded: Encoded,
+    targets: Tensor,
+    *,
+    task: str,
+    candidate: CandidateSpec,
+    seed: int,
+    hooks: Sequence[Hook] = (),
+) -> Recipe:
+    """A candidate's compiled recipe: one supervised stage of `candidate.steps` steps, edited by its techniques."""
+    if candidate.train.steady:
+        set_steady(model)
+    stage = Stage(
+        name="adapt",
+        model=model,
+        source=examples(encoded, targets, candidate.train, seed=seed),
+        objective=objective_for(task),
+        update=builder(candidate.train),
+        steps=candidate.steps,
+        hooks=tuple(hooks),
+    )
+    return compile(Recipe(model=model, stages=(stage,)), [cast(Technique, t) for t in candidate.techniques])
+
+
+def set_steady(model: nn.Module) -> None:
+    """Keep the whole model in eval mode while its weights train, see `core.modes.train_mode`."""
+    model.steady = True  # type: ignore[assignment]
+
+
+# ---- validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Valid:
+    """What validation is done on."""
+
+    encoded: Encoded
+    targets: Tensor
+    task: str
+    precision: Precision = "fp32"
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """`score` (higher is better, see `gram.score`) and mean `loss` of the whole model."""
+        outputs = model_outputs(model, self.encoded, precision=self.precision)
+        return self.judge(outputs)
+
+    def judge(self, outputs: Tensor) -> dict[str, float]:
+        """The same of outputs that are there already."""
+        losses = per_example_losses(outputs, self.targets, self.task)
+        shown = outputs.sigmoid() if self.task == "multilabel" else outputs
+        return {"score": score(shown, self.targets, self.task), "loss": float(losses.mean())}
+
+
+class Validate(Hook):
+    """Measures the whole model at given steps of the run, keeps the best weights, and stops when nothing improves.
+
+    `at` counts steps over all stages. The best weights are put back, bit for bit, by `restore`.
+    """
+
+    def __init__(self, valid: Valid, *, at: Sequence[int], patience: int | None = None) -> None:
+        self.valid, self.at, self.patience = valid, frozenset(at), patience
+        self.results: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] = {}
+        self.best_at = -1
+
+    def on_step(self, run: Run, loss: Loss) -> None:
+        """Validate if this step is one of those asked for."""
+        done = steps_done(run)
+        if done not in self.at:
+            return
+        result = {"step": float(done), **self.valid.measure(run.recipe.model)}
+        self.results.append(result)
+        if run.log is not None:
+            run.flush()
+            names = {"score": "valid/score", "loss": "valid/loss"}
+            run.log.write(
+                [{"stage": run.stage.name, "step": run.clock.step, **{n: result[k] for k, n in names.items()}}]
+            )
+        if self.best_at < 0 or better(result, self.results[self.best_at]):
+            self.best_at = len(self.results) - 1
+            self.best = {name: t.detach().clone() for name, t in run.recipe.model.state_dict().items()}
+        elif self.patience is not None and len(self.results) - 1 - self.best_at >= self.patience:
+            run.stop(f"no better validation result in {self.patience} evaluations")
+
+    def restore(self, model: nn.Module) -> dict[str, float] | None:
+        """Put the best weights back into the model; returns their result, or None if there was no validation."""
+        if self.best_at < 0:
+            return None
+        model.load_state_dict(self.best)
+        return self.results[self.best_at]
+
+    def state_dict(self) -> State:
+        """Results so far and the best weights."""
+        return {"results": self.results, "best_at": self.best_at, "best": self.best}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take back what `state_dict` gave."""
+        self.results, self.best_at, self.best = list(state["results"]), state["best_at"], dict(state["best"])
+
+
+def better(one: dict[str, float], other: dict[str, float]) -> bool:
+    """A higher score; at equal scores a lower loss."""
+    return (one["score"], -one["loss"]) > (other["score"], -other["loss"])
+
+
+def evenly(steps: int, times: int) -> list[int]:
+    """`times` step numbers, evenly spaced, the last being `steps`."""
+    return sorted({max(1, round(steps * (k + 1) / times)) for k in range(times)})
+
+
+def steps_done(run: Run) -> int:
+    """Steps made over all stages so far."""
+    return sum(stage.steps for stage in run.recipe.stages[: run.index]) + run.clock.step
+
+
+# ---- running in portions
+
+
+@dataclass
+class Trainer:
+    """Runs a compiled recipe in portions: a race stops everybody at a rung, and the winner goes on from there."""
+
+    recipe: Recipe
+    seed: int
+    hooks: tuple[Hook, ...] = ()
+    log: Log | None = None
+    on_portion: Callable[[int], None] = lambda steps: None
+    run: Run | None = None
+    finished: bool = False
+    stopped: str | None = field(default=None)
+
+    @property
+    def total(self) -> int:
+        """Steps of all stages."""
+        return sum(stage.steps for stage in self.recipe.stages)
+
+    @property
+    def done(self) -> int:
+        """Steps made so far."""
+        return 0 if self.run is None else steps_done(self.run)
+
+    def until(self, target: int) -> None:
+        """Make steps until `target` of them are made over all stages, or a hook stops the run for good."""
+        with torch.random.fork_rng(devices=[]):
+            while not self.finished and self.done < target:
+                if self.run is None:
+                    self.run = self._start(0, None)
+                run = self.run
+                before = run.clock.step
+                advance(run, min(target - self.done, run.clock.total - run.clock.step))
+                self.on_portion(run.clock.step - before)
+                if run.clock.step == run.clock.total or run.stopped:
+                    self._next_stage(run)
+
+    def _next_stage(self, run: Run) -> None:
+        self.stopped = run.stopped
+        if run.stopped or run.index + 1 == len(self.recipe.stages):
+            self.finished = True
+            return
+        self.run = self._start(run.index + 1, run)
+
+    def _start(self, index: int, previous: Run | None) -> Run:
+        return start(self.recipe, index, seed=self.seed, hooks=self.hooks, log=self.log, previous=previous)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Stand where a checkpoint was made."""
+        from regraft.core.state import load_run
+
+        run = self._start(int(state["stage"]), None)
+        load_run(run, state)
+        self.run = run
+
+
+class StepCounter(Hook):
+    """Tells a callback about every step: how many, and the loss as it was last read."""
+
+    def __init__(self, tell: Callable[[int, str], None], every: int = 5) -> None:
+        self.tell, self.every, self.waiting = tell, every, 0
+
+    def on_step(self, run: Run, loss: Loss) -> None:
+        """Count; speak every few steps."""
+        self.waiting += 1
+        if self.waiting >= self.every or run.clock.step == run.clock.total:
+            note = f"loss {run.history[-1]['loss']:.3f}" if run.history else ""
+            self.tell(self.waiting, note)
+            self.waiting = 0
+
+
+def epochs_of(steps: int, rows: int, batch_size: int) -> float:
+    """How often `steps` batches go through `rows` examples."""
+    return steps / max(1, math.ceil(rows / batch_size))
+
+
+def as_numpy(tensor: Tensor) -> np.ndarray:
+    """The tensor's values as float64, or int64 where it holds integers."""
+    return tensor.detach().cpu().numpy().astype(np.int64 if tensor.dtype == torch.int64 else np.float64)
