@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
+from torch import Tensor
 
 from regraft.core.protocols import Hook, State, Step
 from regraft.core.stage import Recipe, Stage
@@ -68,22 +70,16 @@ class Run:
         """
         if not self.pending:
             return
-        rows = [[loss.value, *loss.terms.values()] for _, loss in self.pending]
-        values = torch.stack([torch.as_tensor(v, dtype=torch.float32) for row in rows for v in row])
+        rows: list[list[Tensor | float]] = [[loss.value, *loss.terms.values(), loss.weight] for _, loss in self.pending]
+        loss_device = self.pending[0][1].value.device
+        values = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=loss_device) for row in rows for v in row])
         values = cast(list[float], values.tolist())  # pyright: ignore[reportUnknownMemberType]
         records: list[Record] = []
         for (step, loss), row in zip(self.pending, rows, strict=True):
             numbers, values = values[: len(row)], values[len(row) :]
-            names = ["loss", *loss.terms]
-            records.append(
-                {
-                    "stage": self.stage.name,
-                    "step": step,
-                    **dict(zip(names, numbers, strict=True)),
-                    "weight": float(loss.weight),
-                }
-            )
-            if not numbers[0] < float("inf"):  # NaN compares false as well
+            named = zip(("loss", *loss.terms, "weight"), numbers, strict=True)
+            records.append({"stage": self.stage.name, "step": step, **dict(named)})
+            if not math.isfinite(numbers[0]):
                 raise RunError(
                     f"stage {self.stage.name!r}: the loss became {numbers[0]} at step {step:,}; lower the learning rate, "
                     "clip gradients (max_norm), or use precision fp32"
