@@ -1,5 +1,7 @@
 """Findings about whole columns: constant ones, identifiers, missing cells, and columns that give the label away."""
 
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -40,7 +42,10 @@ def column_findings(part: Part, schema: Schema, *, seed: int) -> list[Finding]:
         sample = part.split.take(name, index)
         identifier = _is_identifier(sample)
         if identifier:
-            message = f"the column {name!r} of {part.name} has another value in nearly every row, like an identifier; do not learn from it"
+            message = (
+                f"the column {name!r} of {part.name} has another value in nearly every row, like an identifier; "
+                "do not learn from it"
+            )
             findings.append(part.finding("id-column", "warning" if is_input else "info", message, column=name))
         if target is not None and (is_input or not identifier or pa.types.is_string(kind)):
             leak = leaking_finding(part, name, sample, target, is_input=is_input, seed=seed)
@@ -121,7 +126,10 @@ def missing_cells(part: Part, schema: Schema) -> list[Finding]:
             continue
         rows = np.flatnonzero(is_missing(part.split.column(name), MARKS))
         if len(rows):
-            message = f"{len(rows):,} of {len(part):,} cells of the input {name!r} in {part.name} are missing; they are filled in for the model"
+            message = (
+                f"{len(rows):,} of {len(part):,} cells of the input {name!r} in {part.name} are missing; they "
+                "are filled in for the model"
+            )
             findings.append(part.finding("missing-value", "info", message, rows, column=name))
     return findings
 

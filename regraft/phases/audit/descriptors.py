@@ -1,4 +1,6 @@
-"""Features by which the audit's own model judges labels when no probe does: words and characters, colours and edges, binned cells."""
+"""Features by which the audit's own model judges labels when no probe does: words, characters, colours, edges, cells."""
+
+# pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 

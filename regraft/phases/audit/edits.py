@@ -61,7 +61,7 @@ def is_near(first: str, second: str, similarity: float) -> bool:
 
 
 def word_edits(one: Sequence[str], two: Sequence[str]) -> float:
-    """Smallest total cost of edits that turn one list of words into the other (Damerau-Levenshtein, restricted transpositions)."""
+    """Smallest total cost of edits from one list of words to the other (Damerau-Levenshtein, restricted transpositions)."""
     rows, columns = len(one), len(two)
     limit = SAME * max(rows, columns) + 1  # beyond it the exact value does not matter
     before: list[float] = []

@@ -1,5 +1,7 @@
 """A cleaned copy of a data set: what the audit is sure about is put right or dropped, the rest is left to a person."""
 
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import json

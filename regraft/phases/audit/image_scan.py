@@ -16,9 +16,16 @@ from PIL import Image, ImageOps
 MAX_PIXELS = 89_478_485  # Pillow's own limit; more is taken for a decompression bomb and not decoded
 GREY, COLOUR = 48, 16  # sides of the thumbnails
 SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe", ".mpo"), "MPO": (".jpg", ".jpeg", ".mpo"), "PNG": (".png", ".apng"), "GIF": (".gif",),
-    "BMP": (".bmp", ".dib"), "TIFF": (".tif", ".tiff"), "WEBP": (".webp",), "PPM": (".ppm", ".pgm", ".pbm", ".pnm"), "JPEG2000": (".jp2", ".j2k"),
-}  # fmt: skip
+    "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe", ".mpo"),
+    "MPO": (".jpg", ".jpeg", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "GIF": (".gif",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k"),
+}
 _DAMAGE = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, struct.error, ArithmeticError, MemoryError,
     Image.DecompressionBombError,
@@ -44,6 +51,21 @@ class Look:
     spread: float = 0.0  # standard deviation of the grey thumbnail
     grey: np.ndarray | None = None  # (48, 48) uint8, upright
     colour: np.ndarray | None = None  # (16, 16, 3) uint8, upright
+
+    @property
+    def side(self) -> int:
+        """The shorter side in pixels."""
+        return min(self.width, self.height)
+
+    @property
+    def is_palette(self) -> bool:
+        """Whether the file indexes a palette or holds several frames."""
+        return self.mode == "P" or self.format == "GIF" or self.frames > 1
+
+    @property
+    def turned(self) -> bool:
+        """Whether an EXIF mark says that the picture must be turned or mirrored."""
+        return self.orientation not in (0, 1)
 
 
 def scan(count: int, read: Callable[[int], bytes], *, workers: int = 2) -> list[Look]:

@@ -40,7 +40,7 @@ class Looked:
     keyed: Keyed
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Oddity:
     """A property of single images that is worth a finding."""
 
@@ -51,14 +51,20 @@ class Oddity:
 
 
 ODD = (
-    Oddity(kind="cmyk-image", severity="warning", text="are CMYK (made for print); convert them to RGB", test=lambda v: v.mode == "CMYK"),
-    Oddity(kind="deep-image", severity="warning", text="have more than 8 bits a channel; many programs show them black or white, convert them", test=lambda v: v.deep),
-    Oddity(kind="palette-image", severity="info", text="hold a palette, or several frames of which the first counts; convert them to RGB", test=lambda v: v.mode == "P" or v.format == "GIF" or v.frames > 1),
-    Oddity(kind="transparent-image", severity="info", text="have transparent parts, which are shown on white; convert them to RGB", test=lambda v: v.transparent),
-    Oddity(kind="rotated-image", severity="warning", text="are stored turned, with an EXIF mark that not every program obeys; save them upright", test=lambda v: v.orientation not in (0, 1)),
-    Oddity(kind="tiny-image", severity="warning", text=f"have a side under {TINY} pixels and show nothing; drop them", test=lambda v: min(v.width, v.height) < TINY),
-    Oddity(kind="blank-image", severity="warning", text="have one colour all over; drop them", test=lambda v: min(v.width, v.height) >= TINY and v.spread < FLAT),
-)  # fmt: skip
+    Oddity("cmyk-image", "warning", "are CMYK (made for print); convert them to RGB", lambda v: v.mode == "CMYK"),
+    Oddity("deep-image", "warning", "have more than 8 bits a channel; convert them to 8", lambda v: v.deep),
+    Oddity(
+        "palette-image", "info", "hold a palette, or several frames; convert the first to RGB", lambda v: v.is_palette
+    ),
+    Oddity(
+        "transparent-image", "info", "have transparent parts, shown on white; convert them", lambda v: v.transparent
+    ),
+    Oddity("rotated-image", "warning", "are stored turned, with an EXIF mark; save them upright", lambda v: v.turned),
+    Oddity("tiny-image", "warning", f"have a side under {TINY} pixels; drop them", lambda v: v.side < TINY),
+    Oddity(
+        "blank-image", "warning", "have one colour all over; drop them", lambda v: v.side >= TINY and v.spread < FLAT
+    ),
+)
 
 
 def look_at(parts: Sequence[Part], dataset: Dataset) -> list[Looked]:
@@ -72,9 +78,7 @@ def look_at(parts: Sequence[Part], dataset: Dataset) -> list[Looked]:
             return cell_bytes(cells[index].as_py(), folders)
 
         looks = tuple(scan(len(part), read))
-        usable = np.array(
-            [not v.bad and min(v.width, v.height) >= TINY and v.spread >= FLAT for v in looks], dtype=bool
-        )
+        usable = np.array([not v.bad and v.side >= TINY and v.spread >= FLAT for v in looks], dtype=bool)
         keys = np.array([v.key for v in looks], dtype=np.uint64)
         part = replace(part, usable=usable)
         out.append(Looked(part=part, looks=looks, keyed=Keyed(part=part, raw=keys, folded=keys)))
@@ -103,10 +107,16 @@ def unreadable_findings(looked: Looked) -> list[Finding]:
     if broken.any():
         counts = Counter(v.bad for v in looked.looks if v.bad and v.bad != "a decompression bomb")
         listed = ", ".join(f"{count} {why}" for why, count in sorted(counts.items()))
-        message = f"{int(broken.sum()):,} of {len(part):,} images in {part.name} cannot be read ({listed}); save them again or drop them"
+        message = (
+            f"{int(broken.sum()):,} of {len(part):,} images in {part.name} cannot be read ({listed}); save "
+            "them again or drop them"
+        )
         out.append(part.finding("unreadable", "error", message, np.flatnonzero(broken)))
     if bombs.any():
-        message = f"{int(bombs.sum()):,} images in {part.name} claim more pixels than can be decoded safely; drop them or scale them down"
+        message = (
+            f"{int(bombs.sum()):,} images in {part.name} claim more pixels than can be decoded safely; drop "
+            "them or scale them down"
+        )
         out.append(part.finding("decompression-bomb", "error", message, np.flatnonzero(bombs)))
     return out
 
@@ -149,7 +159,10 @@ def name_findings(looked: Looked) -> list[Finding]:
         out.append(part.finding("wrong-extension", "warning", message, rows))
     rows = np.flatnonzero([not set(name.name) <= PLAIN_NAME for name in names])
     if len(rows):
-        message = f"{len(rows):,} images in {part.name} have names with spaces, brackets or letters beyond ASCII; some programs cannot open them"
+        message = (
+            f"{len(rows):,} images in {part.name} have names with spaces, brackets or letters beyond ASCII; "
+            "some programs cannot open them"
+        )
         out.append(part.finding("odd-file-name", "info", message, rows))
     return out
 
@@ -202,7 +215,10 @@ def _near_within(looked: Looked, number: int, near: Mapping[Place, list[Place]])
     ]
     odd = [(i, o) for i, o in other if o is not None]
     if odd:
-        message = f"{len(odd):,} images in {part.name} are near copies of one with another label; decide on one label or drop them"
+        message = (
+            f"{len(odd):,} images in {part.name} are near copies of one with another label; decide on one "
+            "label or drop them"
+        )
         index = np.array([i for i, _ in odd], dtype=np.int64)
         out.append(part.finding("near-label-conflict", "warning", message, index, related=[(part, o) for _, o in odd]))
     return out

@@ -1,5 +1,7 @@
 """Findings about splits that know each other: groups on both sides, and training rows from after the test began."""
 
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from itertools import combinations

@@ -1,5 +1,7 @@
 """The rows of each file as the audit looks at them: splits that regraft cut off are put back into the file they came from."""
 
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

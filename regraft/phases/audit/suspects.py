@@ -1,6 +1,6 @@
 """Suspected label errors: rows whose label a model that never saw them finds unlikely (confident learning).
 
-Northcutt, Jiang, Chuang, Confident Learning, 2021, arXiv:1911.00068: the confident joint (eq. 1), pruning by noise rate (section 3.2).
+Northcutt, Jiang, Chuang, Confident Learning, 2021, arXiv:1911.00068: the confident joint, pruning by noise rate.
 """
 
 from __future__ import annotations
@@ -119,7 +119,10 @@ def suspect_findings(part: Part, rows: np.ndarray, codes: np.ndarray, judge: str
         return []
     order = np.argsort(rows)
     names = [part.labels[c] for c in codes[order].tolist()]
-    message = f"{len(rows):,} labels in {part.name} look wrong to {judge}{scope}; look at them, `suggested` names the likelier label"
+    message = (
+        f"{len(rows):,} labels in {part.name} look wrong to {judge}{scope}; look at them, `suggested` "
+        "names the likelier label"
+    )
     return [part.finding("suspected-label-error", "warning", message, rows[order], suggested=names)]
 
 

@@ -1,5 +1,7 @@
 """Findings about single texts: missing, wrongly decoded, with HTML, far too long, with personal data."""
 
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import re
@@ -17,7 +19,10 @@ from regraft.phases.findings import Finding
 
 TIMES, WORDS = 10, 512  # a text is very long beyond this many times the median and this many words
 SAMPLE = 100_000  # rows whose words are counted for the median
-SUSPECT = r"[\x{c2}-\x{f4}][\x{80}-\x{bf}\x{152}\x{153}\x{160}\x{161}\x{178}\x{17d}\x{17e}\x{192}\x{2c6}\x{2dc}\x{2013}-\x{203a}\x{20ac}\x{2122}]"
+SUSPECT = (  # the first two characters of UTF-8 that was read as Latin-1 or Windows-1252
+    r"[\x{c2}-\x{f4}][\x{80}-\x{bf}\x{152}\x{153}\x{160}\x{161}\x{178}\x{17d}\x{17e}\x{192}\x{2c6}\x{2dc}"
+    r"\x{2013}-\x{203a}\x{20ac}\x{2122}]"
+)
 HTML = (
     r"(?i)</?(?:p|br|div|span|a|b|i|u|em|strong|ul|ol|li|table|tr|td|th|h[1-6]|img|font|script|style|body|html|head|title|form|"
     r"input|button|hr|center|blockquote|pre|code)(?:\s[^<>]*)?/?>|&(?:nbsp|amp|lt|gt|quot|apos|copy|mdash|ndash|hellip|[lr][sd]quo|"
@@ -25,7 +30,8 @@ HTML = (
 )
 EMAIL = r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}"
 PHONE = (
-    r"(?:^|[^\w.,/-])(?:\+\d{1,3}[ .-]?(?:\(?\d{1,4}\)?[ .-]?){2,5}\d{2,4}|\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}[.-]\d{3}[.-]\d{4})(?:$|[^\w-])"
+    r"(?:^|[^\w.,/-])(?:\+\d{1,3}[ .-]?(?:\(?\d{1,4}\)?[ .-]?){2,5}\d{2,4}|"
+    r"\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}[.-]\d{3}[.-]\d{4})(?:$|[^\w-])"
     r"|(?i:phone|tel|telephone|mobile|cell|call|fax|whatsapp)\b[^\d\n]{0,15}\+?\d[\d ().-]{5,16}\d"
 )
 CARD = r"(?:\d[ -]?){12,18}\d"
@@ -65,7 +71,10 @@ def without_missing(part: Part, schema: Schema) -> tuple[Part, list[Finding]]:
     usable, findings = part.usable.copy(), []
     for name, rows in missing_texts(part, columns).items():
         usable[rows] = False
-        message = f"{len(rows):,} of {len(part):,} texts in {name!r} of {part.name} are missing, blank or a mark such as N/A; drop them"
+        message = (
+            f"{len(rows):,} of {len(part):,} texts in {name!r} of {part.name} are missing, blank or a mark "
+            "such as N/A; drop them"
+        )
         findings.append(part.finding("missing-text", "warning", message, rows, column=name))
     return replace(part, usable=usable), findings
 
@@ -136,7 +145,10 @@ def _findings(part: Part, column: str, seen: Seen, median: float) -> list[Findin
         rows = np.unique(np.concatenate(list(found.values())))
         counts = ", ".join(f"{kind} {len(index):,}" for kind, index in found.items())
         severity = "warning" if {"card number", "IBAN"} & set(found) else "info"
-        message = f"{len(rows):,} texts in {column!r} of {part.name} look like they hold personal data ({counts}); mask it or have a reason"
+        message = (
+            f"{len(rows):,} texts in {column!r} of {part.name} look like they hold personal data ({counts}); "
+            "mask it or have a reason"
+        )
         findings.append(part.finding("personal-data", severity, message, rows, column=column))
     return findings
 
