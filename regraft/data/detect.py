@@ -55,7 +55,7 @@ def detect(
     given_label = _label_given(spec, profiles)
     modality = _modality(spec, profiles, given_label, notes)
     image = _image_column(spec, profiles, notes) if modality == "image" else None
-    reserved = {name for name in (image, spec.group, spec.time) if name}
+    reserved = {name for name in (image, spec.group, spec.time, *spec.features) if name}
     texts = _text_columns(spec, profiles, reserved | set(given_label), notes) if modality == "text" else ()
     label = given_label or _find_label(profiles, reserved | set(texts), modality, notes)
     task = detect_task(
@@ -63,7 +63,7 @@ def detect(
     )
     numeric: tuple[str, ...] = ()
     if modality == "table":
-        inputs = _features(spec, profiles, reserved | set(label), notes)
+        inputs = _features(spec, profiles, (reserved | set(label)) - set(spec.features), notes)
         numeric = tuple(name for name in inputs if profiles[name].kind in ("int", "float", "bool"))
     else:
         inputs = texts if modality == "text" else (image or "",)
@@ -236,7 +236,8 @@ def _find_label(profiles: Mapping[str, Profile], taken: set[str], modality: Moda
             f"the label is {last.name!r}, because it is the last column and a number; override with --label"
         )
         return (last.name,)
-    return ()
+    single = [free[name].name for name in LABEL_NAMES if name in free and free[name].distinct == 1]
+    return (single[0],) if single else ()  # refused later, with the one class it has
 
 
 def _can_be_label(one: Profile, *, named: bool) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import csv
 import importlib.util
-import inspect
 import io
 import os
 import shutil
 import sys
 import sysconfig
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,8 +22,18 @@ from regraft.errors import DataError, ModelError
 
 VERSION = 1  # of the samples; raise it when one is written differently
 MODULES = 24  # top-level modules of stdlib-docstrings
-MOST = 220  # docstrings of one module, so that the largest does not drown the others
-SKIPPED = ("test", "tests", "idlelib", "turtledemo", "site-packages", "dist-packages", "__pycache__", "lib2to3")
+SKIPPED = (
+    "test",
+    "tests",
+    "idlelib",
+    "turtledemo",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "lib2to3",
+    "encodings",
+    "pydoc_data",
+)
 
 
 def sample_path(name: str) -> Path:
@@ -60,31 +70,42 @@ def stdlib_docstrings(root: Path) -> list[tuple[str, str]]:
     for file in _sources(root):
         module = file.relative_to(root).parts[0].removesuffix(".py")
         by_module.setdefault(module, []).extend(_docstrings(file))
-    sizes = Counter({module: len(texts) for module, texts in by_module.items() if not module.startswith("_")})
+    sizes = Counter({module: len(texts) for module, texts in by_module.items()})
     largest = sorted(sizes, key=lambda module: (-sizes[module], module))[:MODULES]
-    return [(text, module) for module in sorted(largest) for text in by_module[module][:MOST]]
+    return [(text, module) for module in sorted(largest) for text in by_module[module]]
 
 
 def _sources(root: Path) -> Iterator[Path]:
-    """The .py files under `root` in sorted order, those of tests and of installed packages left out."""
+    """The .py files under `root` in sorted order, those of tests, private modules and installed packages left out."""
     for folder, inner, names in os.walk(root):
-        inner[:] = sorted(name for name in inner if name not in SKIPPED)
+        top = Path(folder) == root
+        inner[:] = sorted(name for name in inner if name not in SKIPPED and not (top and name.startswith("_")))
         for name in sorted(names):
-            if name.endswith(".py"):
+            if name.endswith(".py") and not (top and name.startswith("_")):
                 yield Path(folder) / name
 
 
 def _docstrings(file: Path) -> Iterator[str]:
     """The docstrings of one source file with at least three words."""
     try:
-        tree = ast.parse(file.read_bytes())
+        with warnings.catch_warnings(action="ignore"):  # made errors, they would leave files out
+            tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):  # some files of the library are broken on purpose, for its own tests
         return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            text = ast.get_docstring(node) or ""
-            if len(text.split()) >= 3:
-                yield inspect.cleandoc(text)
+    for node in _definitions(tree):
+        text = ast.get_docstring(node) or ""
+        if len(text.split()) >= 3:
+            yield text
+
+
+def _definitions(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    """Functions and classes in the order of the source; expressions are not walked, which is most of a tree."""
+    for part in ("body", "handlers", "orelse", "finalbody"):
+        children = getattr(node, part, [])
+        for child in children if isinstance(children, list) else []:
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                yield child
+            yield from _definitions(child)
 
 
 def _write_docstrings(target: Path) -> None:

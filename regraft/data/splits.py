@@ -46,7 +46,8 @@ def _taken(strata: np.ndarray, sizes: np.ndarray | None, *, share: float, seed: 
             taken[members[: min(at_most, max(round((end - start) * share), FEWEST))]] = True
             continue
         wanted = max(round(int(sizes[members].sum()) * share), FEWEST)
-        # a unit is taken when the larger part of it lies below the wanted number: a huge one then falls outside
+        members = members[sizes[members] <= wanted]  # a huge unit stays in training
+        # a unit is taken when the larger part of it lies below the wanted number
         middle = np.cumsum(sizes[members]) - sizes[members] / 2
         taken[members[middle <= wanted][:at_most]] = True
     return taken
@@ -127,7 +128,7 @@ def units_of_inputs(batches: Iterable[pa.RecordBatch]) -> np.ndarray | None:
 
 def normalised(texts: pa.Array) -> pa.Array:
     """Texts in lower case with single spaces: what counts as the same text."""
-    return pc.binary_join(pc.utf8_split_whitespace(pc.utf8_lower(texts)), " ")
+    return pc.binary_join(pc.utf8_split_whitespace(pc.utf8_trim_whitespace(pc.utf8_lower(texts))), " ")
 
 
 def _hashes(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
@@ -139,8 +140,8 @@ def _hashes(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
             values = column.to_numpy(zero_copy_only=False)
             known |= pc.greater(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
         elif pa.types.is_struct(column.type):
-            values = np.array([str(value) for value in column.to_pylist()], object)
-            known |= True
+            values = [value and (value.get("bytes") or value.get("path")) for value in column.to_pylist()]
+            known |= np.array([bool(value) for value in values])
         else:
             values = column.to_numpy(zero_copy_only=False)
             known |= column.is_valid().to_numpy(zero_copy_only=False)

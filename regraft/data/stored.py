@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from regraft.data.cache import cache_folder, key_of, stamp, written_whole
+from regraft.errors import DataError
 
 FORMAT = 1  # of the cache entries; raise it when the same file would be read differently
 MARKERS = (
@@ -119,14 +120,19 @@ def _write(target: Path, floor: dict[str, pa.DataType], reader: Reader) -> Log:
         types.started = types.changed = False
         log = Log()
         writer: pa.ipc.RecordBatchFileWriter | None = None
-        again = False
+        again, schema = False, None
         with pa.OSFile(str(target), "wb") as sink:
             try:
                 for batch in reader(types, log):
                     if types.changed:
                         continue
                     if writer is None:
-                        writer, types.started = pa.ipc.new_file(sink, batch.schema), True
+                        writer, types.started, schema = pa.ipc.new_file(sink, batch.schema), True, batch.schema
+                    elif schema is not None and batch.schema.names != schema.names:
+                        odd = sorted(set(batch.schema.names) ^ set(schema.names)) or batch.schema.names
+                        raise DataError(
+                            f"the files of one split differ in their columns ({', '.join(odd)}); write them alike"
+                        )
                     writer.write_batch(batch)
             except Again:
                 again = True
