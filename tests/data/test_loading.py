@@ -74,6 +74,14 @@ def test_bucket_mates_change_from_epoch_to_epoch():
     assert len(mates[0] & mates[1]) / len(mates[0]) < 0.15  # only the rare longest ones can hardly avoid each other
 
 
+def test_the_order_of_the_buckets_changes_from_epoch_to_epoch():
+    lengths = np.repeat(np.arange(1, 101), 8)  # sorted and cut into eights, every batch has a length of its own
+    plans = [bucketed_batches(lengths, 8, 0, epoch, real_share=1.0) for epoch in (0, 1)]
+    sequences = [[int(lengths[plan.batch(k)[0]]) for k in range(100)] for plan in plans]
+    assert sorted(sequences[0]) == sorted(sequences[1]) == list(range(1, 101))
+    assert np.mean(np.array(sequences[0]) == np.array(sequences[1])) < 0.1
+
+
 def test_a_batch_is_a_function_of_seed_and_step_whatever_was_drawn_before():
     lengths = skewed(500)
     one, two = (BatchOrder(500, 16, 4, lengths=lengths) for _ in range(2))

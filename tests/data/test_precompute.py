@@ -137,6 +137,15 @@ def test_results_beyond_the_byte_limit_are_computed_again_and_stay_right():
     assert source.computed == 50 + 2 * 40
 
 
+def test_a_kept_row_does_not_keep_the_batch_it_was_computed_in():
+    store = MemoryStore()
+    store.claim("a")
+    store.put("a", 0, torch.zeros(1000, 3)[0])
+    kept = store.get("a", 0)
+    assert kept is not None
+    assert kept.untyped_storage().nbytes() == store.num_bytes == 12
+
+
 def test_both_roles_of_a_pair_are_computed_once_each_under_their_own_key():
     function = Counting()
     paired = Paired(points(50), points(20, batch_size=3), "target")
