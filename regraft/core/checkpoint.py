@@ -69,7 +69,7 @@ def load(folder: Path) -> State:
             if sha256(folder / name) != expected:
                 raise RunError(f"{folder / name}: damaged since it was written (its sha256 differs from the manifest)")
         values, tensors = json.loads((folder / VALUES).read_text()), load_file(folder / TENSORS)
-    except (OSError, KeyError, ValueError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{folder}: not a sound checkpoint ({type(error).__name__}: {error})") from error
     return cast(State, _with_tensors(values, tensors))
 

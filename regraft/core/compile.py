@@ -116,10 +116,10 @@ def _stage_lines(stage: Stage[Any]) -> str:
 
 
 def nest(part: object) -> str:
-    """`Outer(Inner(core))` for objects that hold what they wrap as `base`; `describe()` where an object has one."""
+    """`Outer(Inner(core))` for objects that hold what they wrap as `base` or `source`; `describe()` where one has it."""
     describe = getattr(part, "describe", None)
     if callable(describe):
         return str(describe())
     label = getattr(part, "__name__", type(part).__name__).strip("_")
-    base = getattr(part, "base", None)
+    base = getattr(part, "base", getattr(part, "source", None))
     return f"{label}({nest(base)})" if base is not None and not isinstance(part, type) else label
