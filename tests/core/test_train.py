@@ -6,8 +6,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from toy import Tensors, adam, blobs, mlp, recipe, sgd, stage, weights
 from torch import Tensor, nn
+from toy import Tensors, adam, blobs, mlp, recipe, sgd, stage, weights
 
 from regraft.core import Clock, Hook, Loss, compile, fit
 from regraft.core.modes import eval_mode, train_mode
@@ -113,7 +113,9 @@ def test_a_hook_may_stop_the_stage_and_the_next_one_still_runs():
 
 def test_losses_are_read_from_the_device_once_per_log_interval():
     reads = []
-    originals = {name: getattr(Tensor, name) for name in ("item", "tolist", "__float__", "__bool__", "__int__", "numpy")}
+    originals = {
+        name: getattr(Tensor, name) for name in ("item", "tolist", "__float__", "__bool__", "__int__", "numpy")
+    }
 
     def counted(name):
         def read(self, *args, **kwargs):
@@ -187,8 +189,9 @@ def test_on_start_also_runs_when_a_run_goes_on():
 
 
 def momenta(run):
-    optimizer = run.step.updates["all"].optimizer
-    return {name: optimizer.state[p]["exp_avg"].clone() for name, p in run.step.updates["all"].named.items() if p in optimizer.state}
+    update = run.step.updates["all"]
+    state = update.optimizer.state
+    return {name: state[p]["exp_avg"].clone() for name, p in update.named.items() if p in state}
 
 
 def test_momentum_is_carried_over_a_stage_boundary_by_parameter_name():
@@ -206,7 +209,8 @@ def test_momentum_is_carried_over_a_stage_boundary_by_parameter_name():
 def test_a_parameter_that_thaws_starts_without_momentum_and_the_others_keep_theirs():
     model = mlp()
     top = frozenset({"4.weight", "4.bias"})
-    two = recipe(stage(model, steps=5, name="head", trains=top), stage(model, steps=5, name="all", trains=frozenset(dict(model.named_parameters()))))
+    every = frozenset(dict(model.named_parameters()))
+    two = recipe(stage(model, steps=5, name="a", trains=top), stage(model, steps=5, name="b", trains=every))
     carried = momenta(start(two, 1, previous=advance(start(two, 0))))
     assert carried.keys() == {"model.4.weight", "model.4.bias"}
 
@@ -271,7 +275,10 @@ def test_thawing_brings_a_module_back_to_training_mode():
             modes.append((run.stage.name, model.below[3].training, model.head.training))
 
     head = frozenset({"head.weight", "head.bias"})
-    fit(recipe(stage(model, steps=1, name="a", trains=head), stage(model, steps=1, name="b", trains=both)), hooks=[Look()])
+    fit(
+        recipe(stage(model, steps=1, name="a", trains=head), stage(model, steps=1, name="b", trains=both)),
+        hooks=[Look()],
+    )
     assert modes == [("a", False, True), ("b", True, True)]
 
 

@@ -47,4 +47,6 @@ def test_sam_climbs_with_one_player_only():
     here, climbed = seen
     moved = [not torch.equal(a, b) for a, b in zip(here, climbed, strict=True)]
     names = [name for name, _ in model.named_parameters()]
-    assert [name for name, did in zip(names, moved, strict=True) if did] == [n for n in names if n.startswith("generator")]
+    assert [name for name, did in zip(names, moved, strict=True) if did] == [
+        n for n in names if n.startswith("generator")
+    ]

@@ -47,8 +47,8 @@ class Rollouts(Source):
 
     repeatable = False  # the policy is called on these very inputs, so nothing may be put in their place
 
-    def __init__(self, prompts: Source, spec: GRPO) -> None:
-        self.prompts, self.spec = prompts, spec
+    def __init__(self, base: Source, spec: GRPO) -> None:
+        self.base, self.spec = base, spec
         self.reward: Reward = label_reward if isinstance(spec.reward, str) else spec.reward
         self.index, self.live = -1, Batch()
         self.reference: nn.Module | None = None
@@ -57,13 +57,13 @@ class Rollouts(Source):
     @property
     def inputs(self) -> Mapping[str, str]:
         """As the prompts'."""
-        return self.prompts.inputs
+        return self.base.inputs
 
     def batches(self, model: nn.Module, start: int = 0, /) -> Iterator[Batch]:
         """The live rollout, again and again, and a fresh one every `epochs` steps."""
         epochs = self.spec.epochs
         self._set_reference(model, start)
-        prompts = self.prompts.batches(model, start // epochs)
+        prompts = self.base.batches(model, start // epochs)
         for step in count(start):
             index, used = divmod(step, epochs)
             if step == start or used == 0:
@@ -104,12 +104,12 @@ class Rollouts(Source):
     def state_dict(self) -> State:
         """The live rollout, the reference policy, and the prompts' own state."""
         reference = {} if self.reference is None else self.reference.state_dict()
-        return {"index": self.index, "live": self.live, "reference": reference, "prompts": self.prompts.state_dict()}
+        return {"index": self.index, "live": self.live, "reference": reference, "prompts": self.base.state_dict()}
 
     def load_state_dict(self, state: State, /) -> None:
         """Take back what `state_dict` gave."""
         self.index, self.live, self.saved = state["index"], state["live"], state["reference"]
-        self.prompts.load_state_dict(state["prompts"])
+        self.base.load_state_dict(state["prompts"])
 
 
 class GroupRelative:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from regraft.core import Batch, Loss, Recipe, Technique, Update, UpdateWrapper, each_stage
-from regraft.core.protocols import LossFn, UpdateBuilder
+from regraft.core.protocols import LossFn, NamedParams, UpdateBuilder
 
 
 def ascent(weights: Sequence[Tensor], grads: Sequence[Tensor], rho: float, *, adaptive: bool = False) -> list[Tensor]:
@@ -63,6 +63,19 @@ class SAMUpdate(UpdateWrapper):
         return loss
 
 
+@dataclass(frozen=True)
+class Climbing:
+    """Builds an update and wraps it as a `SAMUpdate`."""
+
+    base: UpdateBuilder
+    rho: float
+    adaptive: bool
+
+    def __call__(self, params: NamedParams) -> Update:
+        """The update of these parameters."""
+        return SAMUpdate(self.base(params), self.rho, self.adaptive)
+
+
 class SAM(Technique):
     """Minimises the loss of the worst point within `rho` of the weights instead of the loss at the weights.
 
@@ -92,7 +105,4 @@ class SAM(Technique):
         """Wrap the update of every stage."""
         if self.rho == 0:
             return recipe
-        return each_stage(recipe, lambda stage: replace(stage, update=self._wrapped(stage.update)))
-
-    def _wrapped(self, build: UpdateBuilder) -> UpdateBuilder:
-        return lambda params: SAMUpdate(build(params), self.rho, self.adaptive)
+        return each_stage(recipe, lambda stage: replace(stage, update=Climbing(stage.update, self.rho, self.adaptive)))
