@@ -132,10 +132,8 @@ def _residual(predictions: np.ndarray, targets: np.ndarray, fold: np.ndarray) ->
             width = fit_residuals(predictions[~held], targets[~held])["half_width"]
             covered[held] = np.abs(predictions[held] - targets[held]) <= width
     wanted, width = chosen.parameters["coverage"], chosen.parameters["half_width"]
-    sentence = (
-        f"Predictions are stated with ± {width:.4g}, which held {covered.mean():.1%} of validation rows left out of the fit"
-        f" ({wanted:.0%} wanted)."
-    )
+    held = f"{100 * covered.mean():.1f} % of validation rows left out of the fit ({100 * wanted:.0f} % wanted)"
+    sentence = f"Predictions are stated with ± {width:.4g}, which held {held}."
     section = {**chosen.to_json(), "rows": len(targets), "folds": FOLDS, "cross_fitted_coverage": covered.mean()}
     return chosen, json_ready(section | {"sentences": [sentence]})
 

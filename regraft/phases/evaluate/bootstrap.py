@@ -16,14 +16,14 @@ from scipy import sparse
 Statistics = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 CHUNK = 2**20  # weights held at a time: 8 MiB, which stays in the cache of a laptop
-DRAWS = 10**8  # at most this many examples are drawn in all, about two seconds
+DRAWS = 4 * 10**7  # at most this many examples are drawn in all: a few seconds
 FEWEST = 200  # resamples, however many rows there are
 # a mean of absolute gaps grows with the noise that a resample adds, so its resamples lie above the value by that much
 BIASED = frozenset({"ece", "ece_adaptive"})
 
 
 def resamples_for(rows: int, wanted: int = 1000) -> int:
-    """Number of resamples: `wanted`, or fewer for more than 100,000 rows, where intervals are narrow anyway."""
+    """Number of resamples: `wanted`, or fewer for more than 40,000 rows, where intervals are narrow anyway."""
     return min(wanted, max(FEWEST, DRAWS // max(rows, 1)))
 
 

@@ -75,7 +75,7 @@ def evaluate(
         task: binary, multiclass, multilabel or regression.
         classes: the names, in the order of the columns.
         seed: of the resamples.
-        resamples: how many; fewer are drawn for more than 100,000 rows.
+        resamples: how many; fewer are drawn for more than 40,000 rows.
 
     Returns:
         The metrics, then `n`, `excluded` and `resamples`, which are counts. A metric that is not defined for these targets

@@ -1,7 +1,7 @@
 """`report.html`: the sections of a run as one self-contained page, without scripts and without any request.
 
 Each section is a function of the run's files in `story`, `quality` or `upkeep` and a macro of the same name in
-`sections.html`. A section that has nothing to show is one line that says why.
+`sections.html`. One that has nothing to show becomes a line at the end that says why.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[RunFiles], dict[str, Any]]]] = 
     "curves": ("Curves", "Learning curves", story.curves),
     "confusion": ("Confusion", "What is taken for what", quality.confusion),
     "classes": ("Classes", "Class by class", quality.classes),
-    "reliability": ("Reliability", "Can the probabilities be believed?", quality.reliability),
+    "reliability": ("Reliability", "Can the stated certainty be believed?", quality.reliability),
     "examples": ("Examples", "Hardest and slowest examples", quality.examples),
     "ledger": ("Cost", "What it cost", upkeep.ledger),
     "notes": ("Warnings", "Fallbacks and warnings", upkeep.notes),
@@ -50,19 +50,23 @@ def write_report(run: Path) -> Path:
 
 
 def report_html(run: RunFiles) -> str:
-    """The whole page."""
-    sections = [(name, link, heading, section(run, name)) for name, (link, heading, _) in SECTIONS.items()]
-    return (
-        environment()
-        .get_template("report.html")
-        .render(
-            title=story.title(run),
-            css=stylesheet(),
-            sections=sections,
-            run=run.path.resolve().name,
-            created=run.manifest.get("created"),
-            version=run.manifest.get("regraft"),
-        )
+    """The whole page: the sections that have something to show, then the others with the reason why they have not."""
+    shown, left_out = [], []
+    for name, (link, heading, _) in SECTIONS.items():
+        body, reason = section(run, name)
+        if body is None:
+            left_out.append((name, heading, reason))
+        else:
+            shown.append((name, link, heading, body))
+    page = environment().get_template("report.html")
+    return page.render(
+        title=story.title(run),
+        css=stylesheet(),
+        sections=shown,
+        left_out=left_out,
+        run=run.path.resolve().name,
+        created=run.manifest.get("created"),
+        version=run.manifest.get("regraft"),
     )
 
 
@@ -70,26 +74,23 @@ def section_html(run: Path, name: str) -> str:
     """One section as a piece of HTML with its own styles, for a notebook; `name` is a key of `SECTIONS`."""
     if name not in SECTIONS:
         raise RunError(f"report: no section is called {name!r}{suggest(name, SECTIONS)}")
-    body = section(read_run(run), name)
+    body, reason = section(read_run(run), name)
+    if body is None:
+        body = Markup('<p class="absent">Left out: {}</p>').format(clean(reason))
     return Markup('<style>{}</style><div class="regraft"><section><h2>{}</h2>{}</section></div>').format(
         stylesheet(), SECTIONS[name][1], body
     )
 
 
-def section(run: RunFiles, name: str) -> Markup:
-    """The content of one section, or the line that says why it is left out."""
+def section(run: RunFiles, name: str) -> tuple[Markup | None, str]:
+    """The content of one section and an empty reason, or None and the sentence that says why it is left out."""
     try:
         view = SECTIONS[name][2](run)
-        return Markup(getattr(environment().get_template("sections.html").module, name)(view))
+        return Markup(getattr(environment().get_template("sections.html").module, name)(view)), ""
     except Absent as reason:
-        return _left_out(str(reason))
+        return None, str(reason)
     except (*UNEXPECTED_FORM, UndefinedError) as error:
-        return _left_out(f"a file of the run has not the expected form ({type(error).__name__}: {error}).")
-
-
-def _left_out(reason: str) -> Markup:
-    """The line in place of a section."""
-    return Markup('<p class="absent">Left out: {}</p>').format(clean(reason))
+        return None, f"A file of the run has not the expected form ({type(error).__name__}: {error})."
 
 
 def stylesheet() -> Markup:

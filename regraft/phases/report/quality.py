@@ -17,6 +17,7 @@ FIRST_CLASSES, FIRST_EXAMPLES = 12, 8  # rows of a table before the part that op
 
 def confusion(run: RunFiles) -> dict[str, Any]:
     """The matrix of all classes, or of the 20 with the most errors, and the pairs most often taken for each other."""
+    _needs_classes(run)
     counts = np.asarray(run.need("metrics", "confusion"), dtype=np.int64)
     classes = [str(name) for name in run.need("metrics", "classes")]
     if counts.shape != (len(classes), len(classes)):
@@ -42,8 +43,17 @@ def confusion(run: RunFiles) -> dict[str, Any]:
     }
 
 
+def _needs_classes(run: RunFiles) -> None:
+    """`Absent` for tasks in which a row has not exactly one class."""
+    task = run.metrics.get("task")
+    if task in ("regression", "multilabel"):
+        what = "a number has no classes" if task == "regression" else "a row can have several labels"
+        raise Absent(f"Not for this task: {what}.")
+
+
 def classes(run: RunFiles) -> dict[str, Any]:
     """Precision, recall, F1 and support of each class, the weakest first."""
+    _needs_classes(run)
     rows = sorted(run.need("metrics", "per_class"), key=lambda row: (row.get("f1") is None, row.get("f1") or 0.0))
     shown = [
         {
@@ -118,7 +128,13 @@ def examples(run: RunFiles) -> dict[str, Any]:
     if not hard and not slow:
         run.need("metrics", "hard_examples")
     first, rest = hard[:FIRST_EXAMPLES], hard[FIRST_EXAMPLES:]
-    return {"hard": first, "rest": rest, "slow": slow, "split": metrics.get("detailed_split", "test")}
+    return {
+        "hard": first,
+        "rest": rest,
+        "slow": slow,
+        "regression": metrics.get("task") == "regression",
+        "split": metrics.get("detailed_split", "test"),
+    }
 
 
 def _label(value: Any) -> str:
