@@ -41,7 +41,7 @@ class Adapter(Technique):
 
     provides: ClassVar[frozenset[str]] = frozenset({"model", "trains"})
 
-    width: int = Field(32, ge=1)
+    width: int = Field(default=32, ge=1)
     seed: int = 0
 
     def apply(self, recipe: Recipe) -> Recipe:

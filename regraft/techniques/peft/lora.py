@@ -41,10 +41,10 @@ class LoRA(Technique):
 
     provides: ClassVar[frozenset[str]] = frozenset({"model", "trains"})
 
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(16.0, gt=0)
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0)
     targets: str | tuple[str, ...] = "auto"
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     seed: int = 0
 
     def apply(self, recipe: Recipe) -> Recipe:

@@ -198,7 +198,7 @@ class CachePrefix(Technique):
     wraps: ClassVar[frozenset[str]] = frozenset({"model", "trains", "source"})
     place: ClassVar[Literal["inner", "middle", "outer"]] = "outer"
 
-    max_gb: float = Field(2.0, gt=0)
+    max_gb: float = Field(default=2.0, gt=0)
 
     def apply(self, recipe: Recipe) -> Recipe:
         """Every stage with a frozen prefix trains the suffix on stored activations."""
@@ -218,8 +218,8 @@ class CachePrefix(Technique):
                 return stage
             if stage.step is not OneUpdate:
                 raise Conflict(
-                    f"CachePrefix: the step of stage {stage.name!r} calls parts of the {type(model).__name__} in a way of its own, "
-                    "so a cut cannot be proved; drop CachePrefix"
+                    f"CachePrefix: the step of stage {stage.name!r} calls parts of the {type(model).__name__} in a way of its "
+                    "own, so a cut cannot be proved; drop CachePrefix"
                 )
             if not stage.source.repeatable:
                 raise Conflict(

@@ -64,8 +64,8 @@ class Discriminative(Technique):
 
     wraps: ClassVar[frozenset[str]] = frozenset({"trains", "update"})
 
-    decay: float = Field(0.8, gt=0, le=1)
-    head: float = Field(1.0, gt=0)
+    decay: float = Field(default=0.8, gt=0, le=1)
+    head: float = Field(default=1.0, gt=0)
     embeddings: Literal["trained", "frozen"] = "trained"
 
     def apply(self, recipe: Recipe) -> Recipe:

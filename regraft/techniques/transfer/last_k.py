@@ -35,7 +35,7 @@ class LastK(Technique):
 
     provides: ClassVar[frozenset[str]] = frozenset({"trains"})
 
-    blocks: int = Field(2, ge=0)
+    blocks: int = Field(default=2, ge=0)
 
     def apply(self, recipe: Recipe) -> Recipe:
         """Every stage trains the top of its model only."""

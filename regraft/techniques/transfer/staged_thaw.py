@@ -100,7 +100,7 @@ class StagedThaw(Technique):
     splits: ClassVar[bool] = True
 
     groups_per_stage: int | Literal["even"] = "even"
-    shares: tuple[float, ...] = Field((0.2, 0.3, 0.5), min_length=1)
+    shares: tuple[float, ...] = Field(default=(0.2, 0.3, 0.5), min_length=1)
     schedule: Literal["whole", "each"] = "whole"
 
     @field_validator("groups_per_stage")
