@@ -15,9 +15,9 @@ from regraft.phases.audit.parts import Part, as_text
 from regraft.phases.audit.suspects import held_out_probabilities, suspect_findings, suspects
 from regraft.phases.findings import Finding
 
-SAMPLE = 50_000  # rows judged at most
+SAMPLE = 20_000  # rows judged at most
 KERNEL_ROWS = 3000  # up to so many rows all pairs are compared; beyond, rows are projected to DIMENSIONS
-DIMENSIONS = 256
+DIMENSIONS = 192
 BINS = 12  # quantiles of a number
 VALUES = 30  # distinct values of a category that count
 
@@ -71,7 +71,7 @@ def text_features(texts: list[str], *, seed: int) -> tuple[np.ndarray, bool]:
     small = len(texts) <= KERNEL_ROWS
     texts = [text[:2000] for text in texts]
     words = TfidfVectorizer(
-        ngram_range=(1, 2), sublinear_tf=True, min_df=1 if small else 2, max_features=200_000, token_pattern=r"(?u)\w+"
+        ngram_range=(1, 2), sublinear_tf=True, min_df=1 if small else 2, max_features=50_000, token_pattern=r"(?u)\w+"
     )
     letters = TfidfVectorizer(
         analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, min_df=2 if len(texts) > 50 else 1
@@ -79,12 +79,12 @@ def text_features(texts: list[str], *, seed: int) -> tuple[np.ndarray, bool]:
     if not any(any(c.isalnum() for c in text) for text in texts):
         return np.zeros((len(texts), 1)), False
     matrix = normalize(
-        make_union(words, letters).fit_transform(texts) if len(texts) <= 20_000 else words.fit_transform(texts)
+        make_union(words, letters).fit_transform(texts) if len(texts) <= 5000 else words.fit_transform(texts)
     ).tocsr()
     if small:
         return np.asarray((matrix @ matrix.T).toarray()), True
     size = min(DIMENSIONS, matrix.shape[1] - 1)
-    return _unit(TruncatedSVD(size, n_iter=2, random_state=seed).fit_transform(matrix)), False
+    return _unit(TruncatedSVD(size, n_iter=1, random_state=seed).fit_transform(matrix)), False
 
 
 def cell_features(column: pa.ChunkedArray) -> np.ndarray:

@@ -27,6 +27,8 @@ def near_pairs(grey: np.ndarray) -> list[tuple[int, int, float]]:
     """(i, j, correlation) with i < j of all verified pairs among thumbnails (N, 48, 48) uint8."""
     best: dict[tuple[int, int], float] = {}
     pairs = candidate_pairs(grey)
+    if not len(pairs):
+        return []
     both = np.concatenate([pairs, pairs[:, ::-1]])
     both = both[np.argsort(both[:, 0], kind="stable")]
     movers, starts = np.unique(both[:, 0], return_index=True)

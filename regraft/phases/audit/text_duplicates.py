@@ -72,7 +72,7 @@ def duplicate_findings(parts: Sequence[Part], schema: Schema, *, seed: int) -> t
 def near_text(
     parts: Sequence[Part], keyed: Sequence[Keyed], columns: Sequence[str], *, seed: int
 ) -> tuple[dict[tuple[int, int], Near], dict[str, Any]]:
-    """Near duplicates by (earlier part, later part), found with MinHash and judged by their edits; how many rows were compared."""
+    """Near duplicates by (earlier part, later part), found with MinHash and judged by their edits; how many were compared."""
     numbers = np.concatenate([np.full(len(part), n, np.int32) for n, part in enumerate(parts)])
     index = np.concatenate([np.arange(len(part)) for part in parts])
     usable = np.concatenate([part.usable for part in parts])
