@@ -135,6 +135,9 @@ def inject(model: M, description: LowRank, *, seed: int = 0) -> M:
         peft.inject_adapter_in_model(_config(description), adapted, ADAPTER)
     for position, layer in enumerate(low_rank_layers(adapted).values()):
         nn.init.kaiming_uniform_(layer.lora_A[ADAPTER].weight, a=5**0.5, generator=generator(seed, position))
+        if isinstance(layer.get_base_layer(), nn.Conv2d):  # MobileNet computes its padding from these
+            base = layer.get_base_layer()
+            layer.stride, layer.kernel_size, layer.dilation = base.stride, base.kernel_size, base.dilation
     for parameter in adapted.parameters():
         parameter.requires_grad_(required.get(id(parameter), True))
     return adapted

@@ -5,6 +5,7 @@ The standardisation of the features is folded into the head, so that what is lef
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -106,6 +107,14 @@ class Graft(nn.Module):
         """Number of features of each read, in the order of the head's input."""
         places = {read: self.boundary(read[0]) for read in self.reads}
         return {read: width(place.kind, place.channels, read[1]) for read, place in places.items()}
+
+    def reading(self, *, depths: Iterable[int], pools: Iterable[str], num_outputs: int, seed: int = 0) -> Graft:
+        """A graft on a copy of this backbone that reads other depths, with a fresh head; this one is left as it is."""
+        other = copy.deepcopy(self)
+        other.depths, other.pools = tuple(sorted(set(depths))), tuple(dict.fromkeys(pools))
+        other.reads = other._reads()
+        other.head = _linear(sum(other.read_widths().values()), num_outputs, seed)
+        return other
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """Logits (N, C) of the batch keys `inputs`."""

@@ -18,7 +18,7 @@ POOLS = {
 
 
 def graft_code(
-    info: Mapping[str, Any], *, loads_plainly: bool, pooler_option: bool, lora: bool, size: list[int]
+    info: Mapping[str, Any], *, loads_plainly: bool, pooler_option: bool, lora: bool, padded: bool, size: list[int]
 ) -> str:
     """The code for a graft on a transformers backbone, to be run inside its folder; prints and leaves `logits`.
 
@@ -27,12 +27,13 @@ def graft_code(
         loads_plainly: does `AutoModel.from_pretrained` give the network as it is?
         pooler_option: does the model take `add_pooling_layer`?
         lora: is it a backbone in `backbone/` and a peft adapter?
+        padded: does it compute its padding from a layer's attributes (`tf_padding`)?
         size: shape of one image (C, H, W); [] for text.
     """
     base = "backbone" if lora else "."
     text = info["modality"] == "text"
     option = ", add_pooling_layer=False" if pooler_option else ""
-    lines = ["import json, torch", "from safetensors.torch import load_file"]
+    lines = ["import json, peft, torch" if lora else "import json, torch", "from safetensors.torch import load_file"]
     lines.append("from transformers import AutoConfig, AutoModel" + (", AutoTokenizer" if text else ""))
     lines.append('info, head = json.load(open("model.json")), load_file("head.safetensors")')
     if loads_plainly:
@@ -44,8 +45,12 @@ def graft_code(
                 'for name in reversed(info["cut"]["dropped"]): del net.get_submodule(name.rpartition(".")[0])[-1]'
             )
         lines.append(f'net.load_state_dict(load_file("{base}/model.safetensors"), strict=False)')
+    if lora and padded:  # MobileNet computes its padding from attributes that peft's layers do not hand on
+        lines.append('for name in ("stride", "kernel_size", "dilation"):')
+        given = "property(lambda m, name=name: getattr(m.base_layer, name))"
+        lines.append(f"    setattr(peft.tuners.lora.Conv2d, name, {given})")
     if lora:
-        lines += ["from peft import PeftModel", 'net = PeftModel.from_pretrained(net, ".").eval().base_model.model']
+        lines.append('net = peft.PeftModel.from_pretrained(net, ".").eval().base_model.model')
     lines += [
         "seen = {}",
         'for depth, name in info["modules"].items():',

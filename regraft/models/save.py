@@ -25,7 +25,7 @@ from regraft.errors import ModelError
 from regraft.models.backbone import Backbone, Boundary, Cutting, plain_backbone
 from regraft.models.graft import Graft, captured, count_parameters, put_linear
 from regraft.models.heads import head_name
-from regraft.models.load import example_inputs, quiet
+from regraft.models.load import example_inputs, from_folder, quiet
 from regraft.models.networks import rebuilt
 from regraft.models.plain import bare, copy_beside, save_backbone, takes_pooler_option
 from regraft.models.readme import graft_code, page
@@ -162,7 +162,9 @@ def _write(model: nn.Module, folder: Path, info: dict[str, Any]) -> None:
         size = [] if info["modality"] == "text" else info["example_shape"][1:]
         pooler = takes_pooler_option(network.config)
         if not any(description["kind"] == "adapter" for description in info["surgery"]):
-            code = graft_code(info, loads_plainly=info["loads_plainly"], pooler_option=pooler, lora=lora, size=size)
+            padded = bool(getattr(network.config, "tf_padding", False))
+            plain = info["loads_plainly"]
+            code = graft_code(info, loads_plainly=plain, pooler_option=pooler, lora=lora, padded=padded, size=size)
     elif isinstance(model, StandardHead):
         _write_standard_base(model, base)
     else:
@@ -183,13 +185,14 @@ def _write_graft_base(model: Graft, folder: Path) -> bool:
     plain = _stripped(model) if added_names(model.backbone) else model.backbone
     with torch.no_grad(), captured(plain, places) as seen:
         call(plain, model.example)
-    return save_backbone(plain, plain_state(model.backbone), folder, places=places, outputs=seen, example=model.example)
+    state = {name: value for name, value in plain_state(model.backbone).items() if not name.startswith("pooler.")}
+    return save_backbone(plain, state, folder, places=places, outputs=seen, example=model.example)
 
 
 def _stripped(model: Graft) -> nn.Module:
     """The backbone of a graft without what was put in, as a network of its own."""
     plain = model.cut.applied(bare(model.backbone.config))
-    plain.load_state_dict(plain_state(model.backbone))
+    plain.load_state_dict(plain_state(model.backbone), strict=False)  # a pooler is not read
     return plain.eval()
 
 
@@ -275,12 +278,14 @@ def _loaded_base(folder: Path, info: Mapping[str, Any], module: nn.Module | None
     checked_config(base)
     if info["kind"] == "standard":
         return _standard_base(base, info)
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoModel
 
-    network = bare(AutoConfig.from_pretrained(str(base), trust_remote_code=False, local_files_only=True))
-    if not info["loads_plainly"]:
-        network = _cutting(info).applied(network)
-    return _with_weights(network, base / "model.safetensors")
+    config = AutoConfig.from_pretrained(str(base), trust_remote_code=False, local_files_only=True)
+    if info["loads_plainly"]:
+        option = {"add_pooling_layer": False} if takes_pooler_option(config) else {}
+        with quiet():
+            return from_folder(AutoModel, base, config=config, **option)
+    return _with_weights(_cutting(info).applied(bare(config)), base / "model.safetensors")
 
 
 def _standard_base(base: Path, info: Mapping[str, Any]) -> nn.Module:

@@ -10,7 +10,12 @@ TEXT = SMALL | {"vocab_size": 100, "max_position_embeddings": 64}
 IMAGE = SMALL | {"image_size": 32, "patch_size": 8}
 CONV = {"hidden_sizes": [8, 16, 32, 64], "depths": [1, 2, 2, 1]}
 DISTIL = {"vocab_size": 100, "dim": 32, "n_layers": 4, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 64}
-RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8, "norm_rel_ebd": "layer_norm"}
+RELATIVE = {
+    "relative_attention": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_buckets": 8,
+    "norm_rel_ebd": "layer_norm",
+}
 SWIN = {"embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "image_size": 64, "patch_size": 4, "window_size": 4}
 SPECS = {  # name -> configuration, number of blocks, size of images (0: text)
     "Bert": (TEXT, 4, 0),
