@@ -68,11 +68,11 @@ TRAIN = {
         "no label at all for this row",  # 9
         "the weather is fine in june",  # 10
     ],
-    "label": ["a", "a", "a", "b", "a", "b", "b", "A ", "a", "", "b"],
+    "label": ["card", "card", "card", "fee", "card", "fee", "fee", "Card ", "card", "", "fee"],
 }
 TEST = {
     "text": ["THIS one stands in the test file!", "how do i change my pinn code", "new text"],
-    "label": ["a", "a", "c"],
+    "label": ["card", "card", "loan"],
 }
 
 
@@ -233,7 +233,7 @@ def test_findings_csv_has_a_line_for_each_row_and_no_formulas(tmp_path: Path):
         kind="label-spelling", severity="warning", message="=cmd()", split="train", rows=(3, 5), suggested=("+a", "b")
     )
     write_findings_csv(AuditReport(findings=(finding,)), tmp_path / "f.csv")
-    lines = list(csv.DictReader((tmp_path / "f.csv").open(newline="")))
+    lines = list(csv.DictReader((tmp_path / "f.csv").read_text().splitlines()))
     assert [line["row"] for line in lines] == ["3", "5"]
     assert [line["suggested"] for line in lines] == ["'+a", "b"]
     assert lines[0]["message"] == "'=cmd()"
@@ -271,7 +271,7 @@ def test_fix_writes_a_clean_copy_and_never_touches_the_original(tmp_path: Path):
         "write to jan",
         "the weather ",
     ]
-    assert left[3]["label"] == "a"
+    assert left[3]["label"] == "card"
     with pytest.raises(RunError, match="exists"):
         fix(data, audit(data), tmp_path / "clean")
 
@@ -304,7 +304,7 @@ def test_odd_and_unreadable_images_are_named(tmp_path: Path):
         for label in ("x", "y"):
             (tmp_path / "d" / split / label).mkdir(parents=True)
             for k in range(3):
-                photo(hash((split == "test", label == "y", k)) % 1000).save(tmp_path / "d" / split / label / f"{k}.jpg")
+                photo(100 * len(split) + 10 * ord(label) + k).save(tmp_path / "d" / split / label / f"{k}.jpg")
     here = tmp_path / "d" / "train" / "x"
     (here / "empty.jpg").write_bytes(b"")
     (here / "junk.jpg").write_bytes(b"junk" * 50)
