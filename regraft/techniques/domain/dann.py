@@ -22,14 +22,24 @@ from regraft.losses.adversarial import domain_loss, reversal_weight
 from regraft.models.heads import head_name, head_of
 
 ROLE = "target"
+MASK = "attention_mask"
 
 
-def side_by_side(source: Tensor, target: Tensor) -> Tensor:
-    """Rows of both (N + M, ...); where texts were padded to different lengths, the shorter is filled up with zeros."""
-    if source.ndim > 1 and source.shape[1] != target.shape[1] and source.shape[2:] == target.shape[2:]:
+def side_by_side(source: Tensor, target: Tensor, *, ragged: bool) -> Tensor:
+    """Rows of both (N + M, ...); ragged ones, padded to different lengths (N, L, ...), are filled up with zeros.
+
+    Raises:
+        Conflict: examples of the two have different shapes.
+    """
+    if ragged and source.shape[1] != target.shape[1]:
         longest = max(source.shape[1], target.shape[1])
         tail = (0, 0) * (source.ndim - 2)
         source, target = (F.pad(x, (*tail, 0, longest - x.shape[1])) for x in (source, target))
+    if source.shape[1:] != target.shape[1:]:
+        raise Conflict(
+            f"DANN.target: examples of both domains must have one shape, got {tuple(source.shape[1:])} in the stage's source and "
+            f"{tuple(target.shape[1:])} in the target; encode both with the same preprocessing"
+        )
     return torch.cat([source, target])
 
 
@@ -52,7 +62,8 @@ class DomainAdversarial(nn.Module):
     def forward(self, model: nn.Module, batch: Batch, clock: Clock) -> Loss:
         """Task loss plus weighted domain loss, from one forward pass over both domains; `domain` in the log is in nats."""
         num, keys = size(batch), inputs_of(model)
-        both = {key: side_by_side(batch[key], batch[f"{ROLE}_{key}"]) for key in keys}
+        ragged = MASK in keys  # only then does the model know which entries are padding
+        both = {key: side_by_side(batch[key], batch[f"{ROLE}_{key}"], ragged=ragged) for key in keys}
         with captured_input(model.get_submodule(self.head)) as seen:
             outputs = forward(model, both)
         features = seen[-1].flatten(1)

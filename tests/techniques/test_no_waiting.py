@@ -1,0 +1,40 @@
+"""No technique waits for the device within a step."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+import pytest
+from techniques.cases import CASES
+from torch import Tensor
+
+from regraft.core import compile
+from regraft.core.train import start
+from regraft.testing import toy_recipe
+
+READS = ("item", "tolist", "__float__", "__bool__", "__int__", "numpy")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_reads_nothing_from_the_device(name):
+    case = CASES[name]
+    run = start(compile(toy_recipe(case.network(0.0)), [case.technique]))
+    source = run.stage.source.batches(run.stage.model)
+    batches = [next(source) for _ in range(3)]
+    run.step(batches[0], run.clock)  # optimizers set themselves up
+    reads = []
+    originals = {read: getattr(Tensor, read) for read in READS}
+
+    def noting(read):
+        def call(self, *args, **kwargs):
+            reads.append(read)
+            return originals[read](self, *args, **kwargs)
+
+        return call
+
+    with patch.multiple(Tensor, **{read: noting(read) for read in READS}):
+        for batch in batches[1:]:
+            run.step(batch, run.clock)
+            for hook in run.hooks:
+                hook.on_step(run, None)
+    assert reads == []
