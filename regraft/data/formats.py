@@ -1,5 +1,7 @@
 """JSON lines, JSON, Parquet, Arrow and MNIST files as record batches, each a reader for `stored`."""
 
+# pyright: reportAttributeAccessIssue=false
+# (the functions of pyarrow.compute are made when it is imported)
 from __future__ import annotations
 
 import gzip
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import parquet
 
 from regraft.data.delimited import decode_odd
@@ -104,10 +107,15 @@ def _json_value(path: Path, log: Log) -> Iterator[tuple[dict[str, Any], bool]]:
 
 def _columns(records: list[dict[str, Any]], types: Types) -> pa.RecordBatch:
     """One batch of records, each column in the type it needs so far; a key that is absent is null."""
-    for record in records:
-        for name, value in record.items():
-            types.widen(name, _json_type(value))
-    arrays = [_json_array([record.get(name) for record in records], kind) for name, kind in types.columns.items()]
+    names = dict.fromkeys(name for record in records for name in record)
+    columns = {name: [record.get(name) for record in records] for name in [*types.columns, *names]}
+    for name, values in columns.items():
+        if {type(value) for value in values} <= {str}:
+            types.widen(name, pa.string())
+        else:
+            for value in values:
+                types.widen(name, _json_type(value))
+    arrays = [_json_array(columns[name], kind) for name, kind in types.columns.items()]
     return pa.RecordBatch.from_arrays(arrays, names=list(types.columns))
 
 
@@ -129,10 +137,19 @@ def _json_type(value: Any) -> pa.DataType:
 
 def _json_array(values: list[Any], kind: pa.DataType) -> pa.Array:
     if kind == pa.string():
-        return pa.array([None if value is None or value == "" else _plain(value) for value in values], kind)
+        return _texts(values)
     if pa.types.is_list(kind):
         return pa.array([None if value is None else [_plain(entry) for entry in value] for value in values], kind)
     return pa.array(values, kind)
+
+
+def _texts(values: list[Any]) -> pa.Array:
+    """Values as text, null where empty."""
+    try:
+        texts = pa.array(values, pa.string())
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError):  # other values among the text, or half a surrogate
+        texts = pa.array([None if value is None else _plain(value) for value in values], pa.string())
+    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
 
 
 def _plain(value: Any) -> str:

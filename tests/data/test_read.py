@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -418,3 +420,33 @@ def test_given_features_are_never_taken_for_the_label(tmp_path):
     path = write(tmp_path / "a.csv", rows, header=("kind", "size", "colour"))
     data = load(DataSpec(path=str(path), features=("size", "colour")))
     assert (data.schema.inputs, data.schema.label) == (("size", "colour"), ("kind",))
+
+
+def test_json_values_of_other_kinds_and_broken_characters_do_not_stop_reading(tmp_path):
+    rows = [{"text": text, "label": "ab"[k % 2], "extra": k} for k, text in enumerate(TEXTS)]
+    rows[2] |= {"text": "half a pair \ud83d of characters", "extra": "seven"}
+    rows[3] |= {"text": "", "extra": {"a": [1, None]}}
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    table = load(DataSpec(path=str(tmp_path / "a.jsonl"))).splits["train"].table
+    assert table.column("text").to_pylist()[:4] == [*TEXTS[:2], "half a pair ? of characters", None]
+    assert table.column("extra").to_pylist()[:5] == ["0", "1", "seven", '{"a": [1, null]}', "4"]
+
+
+@pytest.mark.slow
+def test_a_large_file_is_read_and_cut_in_little_memory(tmp_path):
+    """600,000 rows of 200 bytes: 120 MB of text."""
+    with (tmp_path / "a.csv").open("w") as stream:
+        stream.write("text,label\n")
+        for part in range(60):
+            words = np.random.default_rng(part).integers(0, 1000, (10_000, 40))
+            stream.writelines(f"{' '.join(map(str, row))} and so on and so on,{row[0] % 7}\n" for row in words.tolist())
+    code = f"""
+import resource
+from regraft.config.data import DataSpec
+from regraft.data.read import load
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert load(DataSpec(path={str(tmp_path / "a.csv")!r})).splits["train"].table.num_rows == 600_000
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=200)
+    assert float(out.stdout) < 450
