@@ -65,6 +65,8 @@ def model_class(config: Any) -> Any:
 
 def from_folder(auto_class: Any, folder: Path, **options: Any) -> nn.Module:
     """A transformers model from a checked folder, in fp32; a ModelError if transformers cannot read it."""
+    from safetensors import SafetensorError
+
     try:
         return auto_class.from_pretrained(
             str(folder),
@@ -74,7 +76,7 @@ def from_folder(auto_class: Any, folder: Path, **options: Any) -> nn.Module:
             local_files_only=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder} cannot be loaded by transformers ({reason}); give another model") from None
 
