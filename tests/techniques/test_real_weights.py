@@ -81,6 +81,10 @@ def changed_by(recipe: Recipe) -> set[str]:
     return {name for name, value in recipe.model.state_dict().items() if not torch.equal(value, before[name])}
 
 
+def name_of(technique) -> str:
+    return type(technique).__name__
+
+
 @pytest.mark.parametrize("technique", [LoRA(rank=4), NormOnly(), Adapter(width=4), LastK(blocks=0)], ids=name_of)
 def test_mobilenet_changes_in_what_trains_only_statistics_and_decay_included(mobilenet, technique):
     recipe = compile(mobilenet(), [technique])
