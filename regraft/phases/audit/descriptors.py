@@ -71,7 +71,11 @@ def text_features(texts: list[str], *, seed: int) -> tuple[np.ndarray, bool]:
     small = len(texts) <= KERNEL_ROWS
     texts = [text[:2000] for text in texts]
     words = TfidfVectorizer(
-        ngram_range=(1, 2), sublinear_tf=True, min_df=1 if small else 2, max_features=50_000, token_pattern=r"(?u)\w+"
+        ngram_range=(1, 2) if small else (1, 1),
+        sublinear_tf=True,
+        min_df=1 if small else 2,
+        max_features=50_000,
+        token_pattern=r"(?u)\w+",
     )
     letters = TfidfVectorizer(
         analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, min_df=2 if len(texts) > 50 else 1

@@ -13,7 +13,7 @@ from regraft.data.dataset import Dataset, Split
 from regraft.phases.audit.parts import Part
 from regraft.phases.findings import Finding
 
-MARGIN = 0.3  # probability by which another class must lead before a row is suspected
+MARGIN = 0.3  # probability by which another class must lead, at least, before a row is suspected
 FEWEST = 8  # rows of a class below which its rows are not judged
 RIDGE = 0.3  # penalty of the audit's own model, for rows scaled to length 1
 DOUBT = 0.05  # weight in the second fit of the rows suspected by the first
@@ -23,7 +23,7 @@ def suspects(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
     """(rows suspected, class suggested for each) from held-out probabilities (N, C) and class ids (N,), none of them missing.
 
     For classes i and j the confident joint counts rows of label i that are confidently j; that many rows of label i with
-    the largest lead of j are suspected, if j is the likeliest class and leads by MARGIN.
+    the largest lead of j are suspected, if j is the likeliest class and leads by MARGIN, or by more where the judge is often wrong.
     """
     rows = np.arange(len(labels))
     own = probabilities[rows, labels]
@@ -38,6 +38,7 @@ def suspects(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
     np.add.at(joint, (labels[sure], best[sure]), 1)
     joint *= (counts / np.maximum(joint.sum(axis=1), 1))[:, None]  # eq. 3: calibrated to the counts of the labels
     top = probabilities.argmax(axis=1)
+    margin = max(MARGIN, 1.1 - float((top == labels).mean()))  # a judge that is often wrong must be surer
     found = []
     for given, other in zip(*np.nonzero(np.rint(joint)), strict=True):
         members = (
@@ -46,7 +47,7 @@ def suspects(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
         if len(members):
             lead = probabilities[members, other] - own[members]
             kept = np.argsort(-lead, kind="stable")[: round(joint[given, other])]
-            found.append(members[kept[lead[kept] >= MARGIN]])
+            found.append(members[kept[lead[kept] >= margin]])
     flagged = np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
     return flagged, top[flagged]
 
