@@ -23,7 +23,7 @@ def suspects(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
     """(rows suspected, class suggested for each) from held-out probabilities (N, C) and class ids (N,), none of them missing.
 
     For classes i and j the confident joint counts rows of label i that are confidently j; that many rows of label i with
-    the largest lead of j are suspected, if j is the likeliest class and leads by MARGIN, or by more where the judge is often wrong.
+    the largest lead of j are suspected, if j is the likeliest class and leads by MARGIN (more where the judge is often wrong).
     """
     rows = np.arange(len(labels))
     own = probabilities[rows, labels]
