@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import pytest
 import torch
 import toy
@@ -11,12 +13,13 @@ from regraft.core import Source, compile, fit
 from regraft.core.checkpoint import Checkpointer, load
 from regraft.errors import Conflict
 from regraft.losses.supervised import cross_entropy
+from regraft.models.split import Split
 from regraft.techniques.continual.ewc import EWC
 from regraft.techniques.distil.distillation import Distillation
 from regraft.techniques.domain.dann import DANN
 from regraft.techniques.peft.lora import LoRA
 from regraft.techniques.regularise.sam import SAM
-from regraft.techniques.transfer.cache_prefix import CachePrefix
+from regraft.techniques.transfer.cache_prefix import CachePrefix, PrefixSource
 from regraft.techniques.transfer.discriminative import Discriminative
 from regraft.techniques.transfer.last_k import LastK
 from regraft.techniques.transfer.staged_thaw import StagedThaw
@@ -182,6 +185,24 @@ def test_a_resumed_run_goes_on_with_the_same_bits_over_ragged_text(tmp_path):
         again = make()
         fit(again, hooks=[Checkpointer(tmp_path / "other", every=100)], resume=load(folder))
         assert torch.equal(toy.weights(again.model), toy.weights(whole.model)), folder.name
+
+
+class Composed(nn.Module):
+    """Rows that depend on the batch they were computed in, as rounding does, but plainly."""
+
+    def forward(self, x):
+        return x + x.mean(0)
+
+
+def test_a_store_filled_after_a_resume_holds_what_the_uninterrupted_one_held():
+    def source() -> PrefixSource:
+        parts = Split(suffix=nn.Identity(), reads="x", parts={"x": Composed()}, frozen=())
+        return PrefixSource(toy.Tensors(toy.blobs()), parts, ragged=frozenset(), max_bytes=1 << 20)
+
+    whole = [batch["x"] for batch in islice(source().batches(nn.Identity()), 20)]
+    for start in (3, 8, 13):
+        resumed = [batch["x"] for batch in islice(source().batches(nn.Identity(), start), 20 - start)]
+        assert all(torch.equal(a, b) for a, b in zip(whole[start:], resumed, strict=True)), start
 
 
 class Fleeting(toy.Tensors):
