@@ -37,5 +37,7 @@ class DataSpec(Spec):
     valid: float = Field(default=0.1, gt=0, lt=0.5)  # share of train cut off for validation where none is given
     test: float = Field(default=0.2, gt=0, lt=0.5)  # share cut off for the final test where none is given
     limit: int | None = Field(default=None, ge=1)  # at most this many training rows are used, a seeded sample
+    limit_valid: int | None = Field(default=None, ge=1)  # likewise of the validation rows
+    limit_test: int | None = Field(default=None, ge=1)  # likewise of the test rows
     on_bad: Literal["fail", "skip"] = "fail"  # a row or image that cannot be read
     seed: int = 0  # of the splits and of the sample

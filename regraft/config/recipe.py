@@ -94,9 +94,9 @@ class StageSpec(Spec):
 class ProbeSpec(Spec):
     """The probe on frozen features: what is read and how the head is chosen, out of fold."""
 
-    limit: int | None = Field(default=None, ge=1)  # training rows it is fitted on, a seeded sample; None: all
     folds: int = Field(default=5, ge=2)
-    seed: int = 0
+    depths: Literal["all", "last"] = "all"  # compare every height, or read the last layer only
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the forward passes; auto is measured once, by the plan
 
 
 class CandidateSpec(Spec):
@@ -130,7 +130,8 @@ class RecipeSpec(Spec):
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
     probe: ProbeSpec | None = None
     race: RaceSpec | None = None
-    budget_s: float | None = None  # the budget the counted work was made from; for information
+    budget_s: float | None = Field(default=None, gt=0)  # seconds the plan turns into counted work
+    strategy: str | None = None  # skips the race: probe, last-k, thaw, norm, lora, adapter or full
     ignore_audit_errors: bool = False
     reasons: tuple[str, ...] = ()  # why the plan is as it is, a sentence each
 

@@ -29,10 +29,12 @@ def folded(
 
 
 def floored(deviation: Tensor, *, share: float = 0.1) -> Tensor:
-    """Deviations (F,), none below `share` of the median of those above zero (1 where all are zero)."""
-    varying = deviation[deviation > 0]
-    floor = share * varying.median() if len(varying) else torch.ones((), dtype=deviation.dtype)
-    return deviation.clamp(min=float(floor))
+    """Deviations (F,), none below `share` of their root mean square (1 where all are zero).
+
+    Not of their median: in a convolutional network most features can be constant on the training rows, and then it is zero.
+    """
+    typical = float(deviation.square().mean().sqrt())
+    return deviation.clamp(min=share * typical if typical > 0 else 1.0)
 
 
 def standardisation(features: Tensor, *, share: float = 0.1) -> tuple[Tensor, Tensor]:

@@ -30,8 +30,19 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON without the empty fields, except `rows` which is always there."""
-        out: dict[str, Any] = {"kind": self.kind, "severity": self.severity, "split": self.split, "rows": list(self.rows), "message": self.message}
-        optional = {"file": self.file, "column": self.column, "related": list(self.related), "suggested": list(self.suggested)}
+        out: dict[str, Any] = {
+            "kind": self.kind,
+            "severity": self.severity,
+            "split": self.split,
+            "rows": list(self.rows),
+            "message": self.message,
+        }
+        optional = {
+            "file": self.file,
+            "column": self.column,
+            "related": list(self.related),
+            "suggested": list(self.suggested),
+        }
         return out | {key: value for key, value in optional.items() if value}
 
 
@@ -40,7 +51,9 @@ class AuditReport:
     """All findings, and the facts about the data that later phases and the report use."""
 
     findings: tuple[Finding, ...]
-    facts: Mapping[str, Any] = field(default_factory=dict)  # rows and classes per split, lengths, detection sentences, samples stated
+    facts: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # rows and classes per split, lengths, detection sentences, samples stated
 
     @property
     def errors(self) -> tuple[Finding, ...]:

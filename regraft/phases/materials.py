@@ -35,7 +35,7 @@ class Materials:
 
     dataset: Dataset
     preprocessor: AnyPreprocessor
-    limit: int | None = None  # at most this many training rows, a seeded sample
+    limits: Mapping[str, int | None] = field(default_factory=dict)  # at most this many rows of a split, a seeded sample
     seed: int = 0
     encoded_: dict[str, Encoded] = field(default_factory=dict)
     rows_: dict[str, np.ndarray] = field(default_factory=dict)
@@ -51,12 +51,13 @@ class Materials:
         return self.dataset.schema.num_outputs
 
     def rows(self, split: str) -> np.ndarray:
-        """Indices into the split of the rows that have a target, at most `limit` of them for train."""
+        """Indices into the split of the rows that have a target, at most `limits[split]` of them."""
         if split not in self.rows_:
             known = known_targets(self.dataset.targets(split))
             rows = np.flatnonzero(known)
-            if split == "train" and self.limit is not None and len(rows) > self.limit:
-                picked = np.random.default_rng([self.seed, 29]).permutation(len(rows))[: self.limit]
+            limit = self.limits.get(split)
+            if limit is not None and len(rows) > limit:
+                picked = np.random.default_rng([self.seed, 29]).permutation(len(rows))[:limit]
                 rows = rows[np.sort(picked)]
             if len(rows) == 0:
                 raise DataError(
@@ -120,7 +121,8 @@ def prepare(dataset: Dataset, data: DataSpec, model: ModelSpec, module: nn.Modul
     Raises:
         ConfigError: the model takes another modality than the data has.
     """
-    return Materials(dataset, _preprocessor(dataset, model, module), limit=data.limit, seed=data.seed)
+    limits = {"train": data.limit, "valid": data.limit_valid, "test": data.limit_test}
+    return Materials(dataset, _preprocessor(dataset, model, module), limits=limits, seed=data.seed)
 
 
 def _preprocessor(dataset: Dataset, model: ModelSpec, module: nn.Module | None) -> AnyPreprocessor:

@@ -212,6 +212,12 @@ class Trainer:
     def _start(self, index: int, previous: Run | None) -> Run:
         return start(self.recipe, index, seed=self.seed, hooks=self.hooks, log=self.log, previous=previous)
 
+    def add_hook(self, hook: Hook) -> None:
+        """One more hook of the whole run, from now on."""
+        self.hooks = (*self.hooks, hook)
+        if self.run is not None:
+            self.run.hooks = (*self.run.hooks, hook)
+
     def load(self, state: dict[str, Any]) -> None:
         """Stand where a checkpoint was made."""
         from regraft.core.state import load_run

@@ -25,7 +25,7 @@ COMPARE_ROWS, CURVE_ROWS, FOLD_ROWS = (
     3000,
 )  # rows that a comparison of feature sets, of depths, of penalties uses
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4)
-POOL_SETS = (("mean",), ("mean", "max"), ("mean", "max", "grid"))
+POOL_SETS = (("mean",), ("mean", "max"), ("mean", "grid"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,10 +211,9 @@ def _sentences(
     lines = [
         f"one depth alone: the best is {best} of {top} ({curve[best]:.3f} leave-one-out), the last gives {curve[top]:.3f}"
     ]
-    depths = ", ".join(map(str, chosen.depths))
-    lines.append(
-        f"the head reads depth{'s' * (len(chosen.depths) > 1)} {depths}, pooled by {' and '.join(chosen.pools)}; penalty {chosen.l2:g}"
-    )
+    depths, pools = ", ".join(map(str, chosen.depths)), " and ".join(chosen.pools)
+    plural = "s" * (len(chosen.depths) > 1)
+    lines.append(f"the head reads depth{plural} {depths}, pooled by {pools}; penalty {chosen.l2:g}")
     if chosen.depths[-1] < top:
         lines.append(f"nothing above depth {chosen.depths[-1]} is read, so the model is cut off there")
     return tuple(lines)

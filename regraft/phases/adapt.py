@@ -1,0 +1,329 @@
+"""The phases that train: the race, the winner to its end, and the head fitted once more on the features it ended with."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors.torch import load_model as load_tensors
+from safetensors.torch import save_model as save_tensors
+from torch import Tensor, nn
+
+from regraft.config.recipe import CandidateSpec, RaceSpec
+from regraft.core.checkpoint import Checkpointer, load, load_newest, save
+from regraft.core.descent import Precision
+from regraft.core.forward import inputs_of
+from regraft.core.modes import eval_mode
+from regraft.data.encoded import Encoded
+from regraft.data.sources import in_order
+from regraft.models.graft import Graft
+from regraft.models.standard import StandardHead
+from regraft.phases.choose.features import model_outputs
+from regraft.phases.choose.fit import Head, fit_head
+from regraft.phases.choose.race import Runner, Track, beats, finish, run_race
+from regraft.phases.choose.run import load_heads, plan_phase, with_probe
+from regraft.phases.job import Job
+from regraft.phases.metering import step_flops, units
+from regraft.phases.rundir import EVENTS, EventLog
+from regraft.phases.training import Valid, epochs_of
+
+WINNER, FINAL = "winner", "final.safetensors"
+
+
+def race_phase(job: Job) -> dict[str, Any]:
+    """Let the candidates of the plan race; keep the winner's state. Does nothing where only the probe runs."""
+    done = job.run.done("race")
+    if done is not None:
+        return done
+    race = plan_phase(job)
+    names = [c.name for c in race.candidates if c.steps]
+    with job.phase("race", f"{len(names)} candidates: {', '.join(names) or 'the probe alone'}") as meter:
+        _forget_events(job)
+        track = _track(job)
+        budgeted = sum(min(race.rungs[0] if race.rungs else 0, c.steps) for c in race.candidates if c.steps)
+        if budgeted:
+            job.reporter.begin("race", _race_steps(race), "steps")
+        winner, entries = run_race(race, track, job.reporter.say)
+        job.reporter.end()
+        notes: dict[str, Any] = {"winner": None, "entries": entries}
+        if winner is not None:
+            meter.flops = _training_flops(job, winner, sum(e["steps"] for e in entries) + winner.trainer.done)
+            if winner.trainer.run is not None:
+                save(_winner_folder(job), winner.trainer.run.state_dict())
+            notes |= {
+                "winner": winner.spec.name,
+                "rung": winner.rung,
+                "seconds": winner.seconds,
+                "result": winner.result,
+            }
+            job.found["winner"] = winner
+    return job.run.finish("race", notes)
+
+
+def _race_steps(race: RaceSpec) -> int:
+    """Steps the race makes if all candidates take part."""
+    total, made = 0, 0
+    alive = [c for c in race.candidates if c.steps]
+    for rung in race.rungs:
+        total += sum(min(rung, c.steps) - min(made, c.steps) for c in alive)
+        made, alive = rung, alive[: max(1, len(alive) // 2)]
+    return total
+
+
+def _forget_events(job: Job) -> None:
+    """A race that was interrupted starts over: it is short, and the same steps give the same bits."""
+    (job.run.path / EVENTS).unlink(missing_ok=True)
+
+
+def _winner_folder(job: Job) -> Path:
+    return job.run.path / "checkpoints" / WINNER
+
+
+def _track(job: Job) -> Track:
+    materials = job.materials
+    precision: Precision = job.precision
+    valid = Valid(
+        encoded=materials.encoded("valid"), targets=materials.targets("valid"), task=materials.task, precision=precision
+    )
+    return Track(
+        model=with_probe(job, load_heads(job)["chosen"]),
+        encoded=materials.encoded("train"),
+        targets=materials.targets("train"),
+        valid=valid,
+        task=materials.task,
+        seed=job.spec.seed,
+        validations=job.spec.validate_.times,
+        patience=job.spec.validate_.patience,
+        log_for=lambda name: EventLog(job.run.path / EVENTS, candidate=name),
+        tell=job.reporter.advance,
+    )
+
+
+def _training_flops(job: Job, runner: Runner, steps: int) -> float:
+    """Counted FLOPs of training steps: those of one step of the winner on four examples, times the units of all steps."""
+    stage = runner.trainer.recipe.stages[-1]
+    encoded = job.materials.encoded("train")
+    rows = np.arange(min(4, len(encoded)))
+    batch = encoded.collate(rows) | {
+        "y": job.materials.targets("train")[torch.from_numpy(rows)],
+        "id": torch.from_numpy(rows),
+    }
+    if not set(inputs_of(stage.model)) <= batch.keys():
+        return 0.0  # the stage reads stored activations, whose cost is not that of this batch
+    from regraft.core.values import Clock
+
+    stage.prepare()
+    per_unit = step_flops(lambda: stage.objective(stage.model, batch, Clock(0, 1)).value, units(batch))
+    stage.model.zero_grad(set_to_none=True)
+    mean_length = float(encoded.lengths.mean()) if "input_ids" in batch else 1.0
+    return per_unit * mean_length * runner.spec.train.batch_size * steps
+
+
+# ---- adapt
+
+
+def adapt_phase(job: Job) -> dict[str, Any]:
+    """Train the winner to its end, compare it with the probe on validation, and keep the better one."""
+    done = job.run.done("adapt")
+    if done is not None:
+        return done
+    race = race_phase(job)
+    heads = load_heads(job)
+    probe = (job.run.done("probe") or {})["chosen"]["valid"]
+    with job.phase("adapt", f"train {race['winner']} to its end" if race["winner"] else "keep the probe") as meter:
+        entries = list(race["entries"])
+        model: nn.Module | None = None
+        outputs: Tensor | None = None
+        sentences: list[str] = []
+        if race["winner"]:
+            runner = _resumed(job, race)
+            before = runner.trainer.done
+            job.reporter.begin(runner.spec.name, runner.trainer.total - before, "steps")
+            result = finish(runner)
+            job.reporter.end()
+            meter.flops = _training_flops(job, runner, runner.trainer.done - before)
+            model, outputs, result, said = _with_refitted_head(job, runner, result)
+            sentences += said
+            kept = beats(result, probe)
+            runner.status = "won" if kept else "stopped"
+            runner.reason = _verdict(runner.spec, result, probe, kept)
+            runner.result = result
+            entries.append(
+                runner.entry()
+                | {
+                    "epochs": epochs_of(
+                        runner.trainer.done, len(job.materials.rows("train")), runner.spec.train.batch_size
+                    )
+                }
+            )
+            sentences.append(runner.reason)
+            if not kept:
+                model = None
+        winner = race["winner"] if model is not None else "probe"
+        if model is None:
+            model = with_probe(job, heads["chosen_all"])
+            outputs = torch.from_numpy(np.load(job.run.path / "phases" / "probe_chosen_valid.npy"))
+            if not race["winner"]:
+                sentences.append("the probe is the model: no candidate trained")
+        entries.append(_probe_entry(job, probe, winner == "probe"))
+        assert outputs is not None
+        rescale_output(model, *job.materials.scale)
+        np.save(job.run.path / "phases" / "final_valid.npy", outputs.numpy())
+        save_tensors(model, str(job.run.path / "phases" / FINAL))
+        for sentence in sentences:
+            job.reporter.say(sentence)
+        job.found["final"] = model
+        notes = {
+            "winner": winner,
+            "entries": entries,
+            "sentences": sentences,
+            "gate": {"passed": True, "versus_probe_on_valid": winner},
+        }
+    return job.run.finish("adapt", notes)
+
+
+def _resumed(job: Job, race: dict[str, Any]) -> Runner:
+    """The winner where it stands: as the race left it in this process, or from the newest checkpoint."""
+    runner: Runner | None = job.found.pop("winner", None)
+    fresh = runner is not None
+    if runner is None:
+        spec = next(c for c in (job.spec.race or RaceSpec(candidates=())).candidates if c.name == race["winner"])
+        runner = _track(job).runner(spec)
+    folder = job.run.path / "checkpoints"
+    every, keep = job.spec.checkpoint.every_steps, job.spec.checkpoint.keep
+    if not fresh:
+        newest = load_newest(folder)
+        if newest is not None:
+            state, path, damaged = newest
+            for sentence in damaged:
+                job.reporter.say(f"passed over: {sentence}")
+            job.reporter.say(f"continuing from {path.name}")
+            runner.trainer.load(state)
+        elif _winner_folder(job).exists():
+            runner.trainer.load(load(_winner_folder(job)))
+    runner.rung, runner.seconds, runner.result = race["rung"], race["seconds"], race["result"]
+    runner.trainer.add_hook(Checkpointer(folder, every=every, keep=keep))
+    return runner
+
+
+def _with_refitted_head(
+    job: Job, runner: Runner, result: dict[str, float]
+) -> tuple[nn.Module, Tensor, dict[str, float], list[str]]:
+    """The trained model; with a head fitted to convergence on its features instead, where that is better on validation."""
+    model, materials = runner.trainer.recipe.model, job.materials
+    valid = Valid(
+        encoded=materials.encoded("valid"),
+        targets=materials.targets("valid"),
+        task=materials.task,
+        precision=job.precision,
+    )
+    outputs = model_outputs(model, valid.encoded, precision=job.precision)
+    result = valid.judge(outputs) | {"step": result.get("step", 0.0)}
+    if not isinstance(model, Graft | StandardHead):
+        return model, outputs, result, []
+    train, held_out = (
+        head_features(model, materials.encoded(name), precision=job.precision) for name in ("train", "valid")
+    )
+    targets = {name: materials.targets(name) for name in ("train", "valid")}
+    options = {"task": materials.task, "num_outputs": materials.num_outputs, "l2": load_heads(job)["chosen"].l2}
+    head = fit_head(train, targets["train"], **options)
+    refitted = head.logits(held_out)
+    judged = valid.judge(refitted)
+    if not beats(judged, result):
+        return (
+            model,
+            outputs,
+            result,
+            [f"a head fitted anew on the trained features is no better ({judged['score']:.4f} on validation)"],
+        )
+    everything = fit_head(
+        torch.cat([train, held_out]), torch.cat([targets["train"], targets["valid"]]), start=head, **options
+    )
+    _put(model, everything)
+    gain = f"{judged['score']:.4f} on validation, {result['score']:.4f} before"
+    sentence = f"the head was fitted anew on the trained features: {gain}"
+    return (
+        model,
+        refitted,
+        judged | {"step": result["step"]},
+        [sentence, "and once more on train and validation rows together, for keeps"],
+    )
+
+
+def _put(model: nn.Module, head: Head) -> None:
+    cast(Any, model).set_head(head.weight, head.bias, mean=head.mean, deviation=head.deviation)
+
+
+def head_features(model: nn.Module, encoded: Encoded, *, precision: Precision) -> Tensor:
+    """What enters the model's head for all examples, (N, F) fp32."""
+    out: Tensor | None = None
+    with eval_mode(model), torch.inference_mode():
+        for rows, batch in in_order(encoded):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+                found = cast(Any, model).features(**{key: batch[key] for key in inputs_of(model)})
+            if out is None:
+                out = torch.empty(len(encoded), found.shape[1])
+            out[torch.from_numpy(np.asarray(rows))] = found.float()
+    assert out is not None
+    return out.clone()
+
+
+@torch.no_grad()
+def rescale_output(model: nn.Module, mean: float, deviation: float) -> None:
+    """Fold the scale of regression targets into the last linear layers, so that the model answers in the target's unit."""
+    if (mean, deviation) == (0.0, 1.0):
+        return
+    heads = [cast(Any, model).head] + ([cast(Any, model).deep.head] if hasattr(model, "deep") else [])
+    for head in heads:
+        head.weight.mul_(deviation)
+        head.bias.mul_(deviation)
+    heads[0].bias.add_(mean)
+
+
+def final_model(job: Job) -> nn.Module:
+    """The finished model of the job, from this process or from the run directory."""
+    if "final" in job.found:
+        return cast(nn.Module, job.found["final"])
+    notes = job.run.done("adapt") or {}
+    if notes["winner"] == "probe":
+        model = with_probe(job, load_heads(job)["chosen_all"])
+    else:
+        spec: CandidateSpec = next(
+            c for c in (job.spec.race or RaceSpec(candidates=())).candidates if c.name == notes["winner"]
+        )
+        model = _track(job).runner(spec).trainer.recipe.model
+    load_tensors(model, str(job.run.path / "phases" / FINAL))
+    job.found["final"] = model.eval()
+    return model
+
+
+def _verdict(spec: CandidateSpec, result: dict[str, float], probe: dict[str, float], kept: bool) -> str:
+    ours, theirs = f"{result['score']:.4f}", f"{probe['score']:.4f}"
+    losses = (
+        f" (loss {result['loss']:.4f} against {probe['loss']:.4f})"
+        if math.isclose(result["score"], probe["score"])
+        else ""
+    )
+    if kept:
+        return f"{spec.name} won: {ours} on validation against {theirs} of the probe{losses}"
+    return f"{spec.name} ended at {ours} on validation, not above the probe's {theirs}{losses}; the probe is kept"
+
+
+def _probe_entry(job: Job, result: dict[str, float], won: bool) -> dict[str, Any]:
+    line = next((line for line in job.run.read_json("ledger.json") if line["phase"] == "probe"), {})
+    return {
+        "name": "probe",
+        "techniques": [],
+        "rule": "the baseline: a head on frozen features, fitted to convergence",
+        "valid": {key: result[key] for key in ("score", "loss")},
+        "steps": 0,
+        "planned_steps": 0,
+        "seconds": line.get("seconds", 0.0),
+        "flops": line.get("flops"),
+        "rung": 0,
+        "status": "won" if won else "stopped",
+        "reason": "" if won else "a trained candidate was better",
+    }

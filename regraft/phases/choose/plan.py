@@ -1,0 +1,161 @@
+"""From a time budget to counted work: how long a step and a forward pass take here is measured once, then only steps count."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from regraft.config.recipe import CandidateSpec, RaceSpec
+from regraft.core.descent import Precision
+from regraft.core.forward import inputs_of
+from regraft.core.modes import eval_mode
+from regraft.core.values import Loss
+from regraft.data.encoded import Encoded
+from regraft.errors import BudgetError
+from regraft.phases.choose.rules import RELATIVE_COST, Facts, candidate, order
+
+RACE_SHARE = 0.3  # of the time left for adapting, at most, goes to candidates that do not win
+MOST_EPOCHS = {"text": 5.0, "image": 30.0, "table": 60.0}
+FEWEST_STEPS = 20  # a rung shorter than this measures noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Measured on this machine, on the model's own shapes."""
+
+    forward_s: float  # seconds a row of the forward pass
+    step_s: float  # seconds of a full training step
+    batch_size: int
+
+
+def choose_precision(model: nn.Module, encoded: Encoded) -> tuple[Precision, str]:
+    """fp32 or bf16, whichever runs the model's forward pass faster; bf16 only when it is at least 3 % faster."""
+    if encoded.inputs[0] == "x":
+        return "fp32", "precision fp32: the network is small"
+    batch = encoded.collate(np.arange(min(32, len(encoded))))
+    inputs = {key: batch[key] for key in inputs_of(model)}
+
+    def once(enabled: bool) -> float:
+        begin = time.perf_counter()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            model(**inputs)
+        return time.perf_counter() - begin
+
+    with eval_mode(model), torch.inference_mode():
+        once(False)
+        once(True)
+        times = [(once(False), once(True)) for _ in range(3)]
+    plain, half = min(a for a, _ in times), min(b for _, b in times)
+    verdict: Precision = "bf16" if half < 0.97 * plain else "fp32"
+    return (
+        verdict,
+        f"precision {verdict}: a forward pass takes {half * 1e3:.1f} ms in bf16 and {plain * 1e3:.1f} ms in fp32",
+    )
+
+
+def measure_step(loss_fn: Callable[[], Loss], parameters: Sequence[nn.Parameter], repeats: int = 3) -> float:
+    """Median seconds of forward and backward pass; gradients are dropped again."""
+    times: list[float] = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        loss_fn().value.backward()
+        times.append(time.perf_counter() - begin)
+        for parameter in parameters:
+            parameter.grad = None
+    return sorted(times[1:])[repeats // 2]
+
+
+def make_race(facts: Facts, speed: Speed, *, seconds: float, only: str | None = None) -> tuple[RaceSpec, list[str]]:
+    """The race that fits into `seconds`: candidates, their steps, and the rungs; and the sentences that say why.
+
+    Args:
+        facts: what the rules look at.
+        speed: measured seconds of a step.
+        seconds: left for training, the race included.
+        only: a strategy that is taken without a race.
+
+    Raises:
+        BudgetError: a strategy was asked for that the budget has no time for.
+    """
+    probe = candidate("probe", facts, steps=0, why="")
+    if only == "probe":
+        return RaceSpec(candidates=(probe,)), ["strategy probe: asked for, no race"]
+    names = [(only, "asked for")] if only else order(facts)
+    per_epoch = math.ceil(facts.rows / speed.batch_size)
+    share = 1.0 if len(names) == 1 else 1.0 - RACE_SHARE
+    most = math.ceil(MOST_EPOCHS[facts.modality] * per_epoch)
+
+    def steps(name: str) -> int:
+        cost = speed.step_s * RELATIVE_COST.get(name, 1.0)
+        return min(most, int(share * seconds / cost))
+
+    wanted = [(name, why, steps(name)) for name, why in names]
+    affordable = [entry for entry in wanted if entry[2] >= max(FEWEST_STEPS, per_epoch // 4)]
+    if not affordable:
+        if only:
+            raise BudgetError(
+                f"--budget: {only} needs at least {max(FEWEST_STEPS, per_epoch // 4)} steps of {speed.step_s:.2f} s, and "
+                f"{max(seconds, 0):.0f} s are left for them; give a larger budget or --strategy probe"
+            )
+        return RaceSpec(candidates=(probe,)), [
+            f"{max(seconds, 0):.0f} s are too few to train anything ({speed.step_s * 1e3:.0f} ms a step), so the probe stands"
+        ]
+    if len(affordable) == 1:
+        entries, rungs = affordable, ()
+    else:
+        entries, rungs = _field(affordable, speed, RACE_SHARE * seconds)
+    made = [candidate(name, facts, steps=count, why=why) for name, why, count in entries]
+    sentences = [entries[0][1]] if entries[0][1] else []
+    sentences.append(
+        f"{seconds:.0f} s for training at {speed.step_s * 1e3:.0f} ms a full step: " + _listed(made, per_epoch)
+    )
+    if rungs:
+        sentences.append(f"rungs at {' and '.join(f'{r:,}' for r in rungs)} steps; after each the better half goes on")
+    return RaceSpec(candidates=(probe, *made), rungs=tuple(rungs)), sentences
+
+
+Entry = tuple[str, str, int]  # strategy, why, steps
+
+
+def _field(entries: list[Entry], speed: Speed, seconds: float) -> tuple[list[Entry], tuple[int, ...]]:
+    """As many candidates, in the order of the rules, as can make a first rung worth measuring in `seconds`."""
+    longest = max(steps for _, _, steps in entries)
+    first = max(FEWEST_STEPS, longest // 16)
+    field: list[Entry] = []
+    spent = 0.0
+    for entry in entries:
+        spent += min(first, entry[2]) * speed.step_s * RELATIVE_COST.get(entry[0], 1.0)
+        if len(field) >= 2 and spent > seconds * 0.6:
+            break
+        field.append(entry)
+    second = min(3 * first, longest)
+    return field, (first, second) if len(field) > 2 and second > first else (first,)
+
+
+def _listed(candidates: Sequence[CandidateSpec], per_epoch: int) -> str:
+    return ", ".join(f"{c.name} {c.steps:,} steps ({c.steps / per_epoch:.1f} epochs)" for c in candidates)
+
+
+def parse_budget(text: str | float) -> float:
+    """Seconds of "90", "90s", "3m", "1.5h" or a number.
+
+    Raises:
+        BudgetError: not a positive amount of time.
+    """
+    if isinstance(text, int | float):
+        seconds = float(text)
+    else:
+        number, unit = (text[:-1], text[-1]) if text[-1:] in "smh" and text[-1:] else (text, "s")
+        try:
+            seconds = float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+        except ValueError:
+            raise BudgetError(f"--budget: write an amount of time such as 90s, 3m or 1h, got {text!r}") from None
+    if not 0 < seconds < math.inf:
+        raise BudgetError(f"--budget: must be a positive amount of time, got {text!r}")
+    return seconds

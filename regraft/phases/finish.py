@@ -1,0 +1,213 @@
+"""The last phases: calibrate on validation, evaluate on the test rows once, and write the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from regraft.core.forward import inputs_of
+from regraft.data.encode import save_preprocessor
+from regraft.data.encoded import Encoded
+from regraft.models.save import describe_model, save_model
+from regraft.phases.adapt import final_model
+from regraft.phases.calibrate import calibrate
+from regraft.phases.choose.features import Features, all_features, model_outputs
+from regraft.phases.choose.probe import FittedReads
+from regraft.phases.choose.run import load_heads
+from regraft.phases.evaluate.collect import Question, Scored, metrics_document, reliability_of
+from regraft.phases.evaluate.latency import Latency, latency
+from regraft.phases.job import Job
+from regraft.phases.metering import Meter, forward_flops
+from regraft.phases.report.document import write_report
+from regraft.phases.rundir import METRICS
+from regraft.transforms.temperature import Calibration
+
+MODEL, CALIBRATION = "model", "calibration.json"
+
+
+def calibrate_phase(job: Job) -> dict[str, Any]:
+    """Fit the calibration on validation rows, and save the model with it."""
+    done = job.run.done("calibrate")
+    if done is not None:
+        return done
+    with job.phase("calibrate", "make the stated probabilities mean what they say") as meter:
+        logits = _in_unit(job, np.load(job.run.path / "phases" / "final_valid.npy"))
+        chosen, section = calibrate(
+            logits, job.materials.raw_targets("valid"), task=job.materials.task, seed=job.spec.seed
+        )
+        for sentence in section.get("sentences", []):
+            job.reporter.say(sentence)
+        _save(job, chosen, meter)
+    return job.run.finish("calibrate", {"calibration": chosen.to_json(), "section": section})
+
+
+def _save(job: Job, calibration: Calibration, meter: Meter) -> None:
+    folder, schema = job.run.path / MODEL, job.dataset.schema
+    winner = (job.run.done("adapt") or {})["winner"]
+    save_model(
+        final_model(job),
+        folder,
+        preprocessor_json=job.materials.preprocessor.to_json(),
+        labels=schema.classes,
+        task=schema.task,
+        extra={"strategy": winner, "modality_inputs": list(schema.inputs)},
+    )
+    save_preprocessor(job.materials.preprocessor, folder)
+    job.run.write_json(f"{MODEL}/{CALIBRATION}", calibration.to_json())
+    meter.bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def evaluate_phase(job: Job) -> dict[str, Any]:
+    """Score the finished model, the probe and the last-layer probe on the test rows: the one use of the test split."""
+    done = job.run.done("evaluate")
+    if done is not None:
+        return done
+    with job.phase("evaluate", "the test rows, for the first and only time") as meter:
+        materials, notes = job.materials, job.run.done("calibrate") or {}
+        model, calibration = final_model(job), Calibration.from_json(notes["calibration"])
+        raw = Calibration(kind="identity", task=materials.task)
+        question = Question(task=materials.task, classes=job.dataset.schema.classes, seed=job.spec.seed)
+        scored: dict[str, dict[str, Scored]] = {"final": {}, "probe": {}, "last": {}}
+        saved = {"final": "final_valid", "probe": "probe_chosen_valid", "last": "probe_last_valid"}
+        for name, file in saved.items():
+            logits = _in_unit(job, np.load(job.run.path / "phases" / f"{file}.npy"))
+            scored[name]["valid"] = _scored(job, "valid", logits, calibration if name == "final" else raw)
+        before: Scored | None = None
+        if "test" in job.dataset.splits:
+            encoded = materials.encoded("test")
+            logits = _outputs(job, model, encoded)
+            meter.flops = 2 * forward_flops(model, encoded.collate(np.arange(min(4, len(encoded))))) * _units(encoded)
+            before = _scored(job, "test", logits, raw)
+            scored["final"]["test"] = _scored(job, "test", logits, calibration)
+            features = _features(job, encoded)
+            heads = load_heads(job)
+            for name, head in (("probe", heads["chosen_all"]), ("last", heads["last_all"])):
+                scored[name]["test"] = _scored(job, "test", _in_unit(job, head.logits(features).numpy()), raw)
+        split = "test" if before is not None else "valid"
+        times = _latency(model, materials.encoded(split))
+        extra = _extra(job, model, times, split)
+        if before is not None:
+            extra["reliability"] = reliability_of(question, before, scored["final"]["test"], split="test")
+        document = metrics_document(
+            question,
+            final=scored["final"],
+            probe=scored["probe"],
+            last_layer_probe=scored["last"],
+            shown=_shown(job, split),
+            extra=extra,
+        )
+        job.run.write_json(METRICS, document)
+    primary = document["primary"]
+    headline = {name: document["final"][name][primary] for name in document["final"]}
+    for name, value in headline.items():
+        job.reporter.say(f"{primary} on {name}: {value['value']:.4f} ({value['low']:.4f} to {value['high']:.4f})")
+    return job.run.finish("evaluate", {"primary": primary, "final": headline, "test_uses": int(before is not None)})
+
+
+def report_phase(job: Job) -> str:
+    """Write report.html; returns its path."""
+    with job.phase("report", "one self-contained page"):
+        path = write_report(job.run.path)
+    write_report(job.run.path)  # once more, so that the ledger in it has the line of this phase
+    return str(path)
+
+
+# ---- parts of metrics.json
+
+
+def _in_unit(job: Job, logits: np.ndarray) -> np.ndarray:
+    """Outputs in the target's own unit: standardised regression outputs are scaled back."""
+    if job.materials.task != "regression":
+        return logits
+    mean, deviation = job.materials.scale
+    return logits.reshape(len(logits)).astype(np.float64) * deviation + mean
+
+
+def _outputs(job: Job, model: nn.Module, encoded: Encoded) -> np.ndarray:
+    """Outputs of the finished model, whose scale is folded in already."""
+    job.reporter.begin("scoring test", len(encoded), "rows")
+    out = model_outputs(model, encoded, precision=job.precision, progress=job.reporter.advance).numpy()
+    job.reporter.end()
+    return out.reshape(len(out)) if job.materials.task == "regression" else out
+
+
+def _features(job: Job, encoded: Encoded) -> Features:
+    pools = tuple(dict.fromkeys(pool for head in load_heads(job).values() for pool in head.pools))
+    return all_features(job.base, encoded, precision=job.precision, pools=None if pools == ("input",) else pools)
+
+
+def _scored(job: Job, split: str, logits: np.ndarray, calibration: Calibration) -> Scored:
+    return Scored(
+        scores=calibration.probabilities(logits),
+        targets=job.materials.raw_targets(split),
+        rows=job.materials.row_names(split),
+    )
+
+
+def _units(encoded: Encoded) -> float:
+    return float(encoded.lengths.sum()) if "input_ids" in encoded.inputs else float(len(encoded))
+
+
+def _latency(model: nn.Module, encoded: Encoded) -> Latency:
+    """One example at a time, in fp32, on up to 64 examples spread over the split."""
+    rows = np.unique(np.linspace(0, len(encoded) - 1, min(64, len(encoded))).astype(np.int64))
+    inputs = [encoded.collate(np.array([row])) for row in rows]
+    keys = inputs_of(model)
+
+    @torch.inference_mode()
+    def predict(batch: dict[str, Tensor]) -> Tensor:
+        return model(**{key: batch[key] for key in keys})
+
+    model.eval()
+    return latency(predict, inputs, warmup=5, runs=2 * len(inputs))
+
+
+def _extra(job: Job, model: nn.Module, times: Latency, split: str) -> dict[str, Any]:
+    adapt, probe, calibration = (job.run.done(name) or {} for name in ("adapt", "probe", "calibrate"))
+    heads = load_heads(job)
+    about = describe_model(model)
+    names = job.materials.row_names(split)
+    encoded = job.materials.encoded(split)
+    at = np.unique(np.linspace(0, len(encoded) - 1, min(64, len(encoded))).astype(np.int64))
+    return {
+        "probe": {**_reads(heads["chosen"]), "l2": heads["chosen"].l2},
+        "depth_curve": probe["curve"],
+        "compared": probe["compared"],
+        "candidates": adapt["entries"],
+        "winner": adapt["winner"],
+        "reasons": [*job.spec.reasons, *probe["sentences"], *adapt["sentences"]],
+        "calibration": calibration["section"],
+        "latency": times.to_json() | {"device": "cpu", "threads": torch.get_num_threads()},
+        "slow_examples": times.slowest([_plain(name) for name in names[at]]),
+        "size": {"parameters": about["parameters"], "trainable": about.get("trainable"), "bytes": about.get("bytes")},
+        "data": _data(job),
+        "test_uses": int("test" in job.dataset.splits),
+        "gates": {"adapt": adapt["gate"]},
+    }
+
+
+def _reads(fitted: FittedReads) -> dict[str, Any]:
+    return {"depths": list(fitted.depths), "pools": list(fitted.pools)}
+
+
+def _data(job: Job) -> dict[str, Any]:
+    rows = {name: len(split) for name, split in job.dataset.splits.items() if name != "unlabelled"}
+    used = {name: len(job.materials.rows(name)) for name in rows}
+    share = {name: used[name] / max(1, rows[name]) for name in rows}
+    return rows | {"used": used, "seen_share": share.get("train", 1.0), "given": sorted(job.dataset.given)}
+
+
+def _shown(job: Job, split: str) -> Sequence[str] | None:
+    """Text of each row of a split, for the hardest examples; None for images and tables."""
+    if job.dataset.schema.modality != "text" or len(job.materials.rows(split)) > 50_000:
+        return None
+    columns = job.dataset.raw(split, job.materials.rows(split))
+    return [" | ".join(str(value) for value in values) for values in zip(*columns.values(), strict=True)]
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str) else int(value)

@@ -1,0 +1,173 @@
+"""The main job: audit, choose, adapt, calibrate, evaluate, report, as one resumable walk over a run directory."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from regraft.config.data import DataSpec
+from regraft.config.parse import override
+from regraft.config.recipe import ModelSpec, RecipeSpec, dump_recipe, read_recipe, recipe_from_tree
+from regraft.data.dataset import Dataset
+from regraft.data.read import load
+from regraft.errors import DataError
+from regraft.phases.adapt import adapt_phase, race_phase
+from regraft.phases.audit.run import audit, write_findings_csv
+from regraft.phases.choose.plan import parse_budget
+from regraft.phases.choose.run import measure, plan_phase, probe_phase
+from regraft.phases.findings import AuditReport
+from regraft.phases.finish import calibrate_phase, evaluate_phase, report_phase
+from regraft.phases.job import Job
+from regraft.phases.progress import Reporter, Silent
+from regraft.phases.rundir import AUDIT, FINDINGS, RECIPE, RunDirectory
+
+DEFAULT_BUDGET_S = 600.0
+
+
+def job_recipe(
+    data: DataSpec,
+    model: ModelSpec,
+    *,
+    seed: int = 0,
+    budget: str | float | None = None,
+    strategy: str | None = None,
+    overrides: Sequence[str] = (),
+) -> RecipeSpec:
+    """The recipe of a main job before anything was measured.
+
+    Args:
+        data: what is adapted to.
+        model: what is adapted.
+        seed: of everything random.
+        budget: such as "3m"; default ten minutes.
+        strategy: skips the race.
+        overrides: `path.to.field=value`.
+    """
+    import yaml
+
+    seconds = DEFAULT_BUDGET_S if budget is None else parse_budget(budget)
+    spec = RecipeSpec(seed=seed, data={"main": data}, models={"main": model}, budget_s=seconds, strategy=strategy)
+    if not overrides:
+        return spec
+    tree = yaml.safe_load(dump_recipe(spec))
+    for assignment in overrides:
+        override(tree, assignment)
+    return recipe_from_tree(tree, "--set")
+
+
+def run_job(
+    spec: RecipeSpec, out: Path, *, reporter: Reporter | None = None, module: nn.Module | None = None
+) -> RunDirectory:
+    """The whole main job into a new run directory.
+
+    Raises:
+        RegraftError: bad input; what was asked for cannot be done. A run that stops later can be resumed.
+    """
+    dataset = load(spec.main_data())  # before the directory is made: bad data leaves nothing half-written
+    _require_trainable(dataset)
+    fresh = not out.exists()
+    job = Job(RunDirectory.create(out), spec, reporter or Silent(), module, dataset_=dataset)
+    try:
+        _ = job.base  # a model that cannot be used is found before anything is written
+    except BaseException:
+        _undo(out, fresh)
+        raise
+    job.use(spec)
+    job.write_manifest()
+    return _walk(job)
+
+
+def resume_job(path: Path, *, reporter: Reporter | None = None, module: nn.Module | None = None) -> RunDirectory:
+    """Go on with a run that was stopped or killed, to the result it would have had.
+
+    Raises:
+        RunError: there is no run at `path`.
+    """
+    run = RunDirectory.open(path)
+    return _walk(Job(run, read_recipe(run.path / RECIPE), reporter or Silent(), module))
+
+
+def plan_job(spec: RecipeSpec, *, reporter: Reporter | None = None, module: nn.Module | None = None) -> RecipeSpec:
+    """The recipe with everything measured and counted: what `run_job` of it does is the same on any day."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="regraft-plan-") as scratch:
+        job = Job(RunDirectory.create(Path(scratch) / "plan"), spec, reporter or Silent(), module)
+        job.use(spec)
+        measure(job)
+        probe_phase(job)
+        plan_phase(job)
+        return job.spec
+
+
+def _walk(job: Job) -> RunDirectory:
+    audit_phase(job)
+    measure(job)
+    probe_phase(job)
+    plan_phase(job)
+    race_phase(job)
+    adapt_phase(job)
+    calibrate_phase(job)
+    evaluate_phase(job)
+    report_phase(job)
+    return job.run
+
+
+def _require_trainable(dataset: Dataset) -> None:
+    if not dataset.schema.label:
+        raise DataError(f"{dataset.path}: no label column was found; name it with --label")
+
+
+def _undo(out: Path, fresh: bool) -> None:
+    """Take back a run directory in which nothing has happened yet."""
+    if fresh:
+        shutil.rmtree(out, ignore_errors=True)
+    else:
+        shutil.rmtree(out / "phases", ignore_errors=True)
+
+
+# ---- audit
+
+
+def audit_phase(job: Job) -> dict[str, Any]:
+    """Audit the data; errors stop the path unless the recipe says otherwise."""
+    done = job.run.done("audit")
+    if done is not None:
+        return done
+    with job.phase("audit", "what is wrong with the data"):
+        report = audit(job.dataset, seed=job.spec.seed)
+        job.run.write_json(AUDIT, _plain(report.to_json()))
+        write_findings_csv(report, job.run.path / FINDINGS)
+        for sentence in headline(report):
+            job.reporter.say(sentence)
+        errors = report.errors
+        if errors and not job.spec.ignore_audit_errors:
+            listed = "; ".join(finding.message for finding in errors[:3])
+            raise DataError(
+                f"{job.dataset.path}: the audit found {len(errors)} error{'s' * (len(errors) > 1)}: {listed}; see "
+                f"{job.run.path / FINDINGS}, clean the data (`regraft audit DATA --fix OUT`), or go on with --ignore-errors"
+            )
+    counts = {level: sum(f.severity == level for f in report.findings) for level in ("error", "warning", "info")}
+    return job.run.finish("audit", {"counts": counts, "gate": {"passed": not errors, "errors": len(errors)}})
+
+
+def headline(report: AuditReport) -> list[str]:
+    """The findings worth a line on the screen: errors and warnings, the heaviest first."""
+    worth = [f for f in report.findings if f.severity in ("error", "warning")]
+    return [f"{f.severity}: {f.message}" for f in worth[:8]] + (
+        [f"and {len(worth) - 8} more"] if len(worth) > 8 else []
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Values of numpy as JSON's own."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
