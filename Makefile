@@ -1,0 +1,48 @@
+# What a newcomer needs: `make demo` shows it, `make test` checks it. Everything runs in .venv, which is made on first use.
+
+PYTHON ?= python3
+PYTEST_WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_RUN ?= runs/demo
+BENCHMARKS := $(filter-out benchmarks/readme_tables.py,$(wildcard benchmarks/*.py))
+CHECKED := regraft tests benchmarks docs $(wildcard examples)
+
+.PHONY: venv demo test test-all bench lint docs clean
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "regraft needs Python 3.11 or newer, got $$($(PYTHON) --version); choose one with make PYTHON=..."; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/regraft demo --out $(DEMO_RUN)
+	@echo "report: $(abspath $(DEMO_RUN))/report.html"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m ""
+
+bench: $(STAMP)
+	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
+	$(BIN)/python benchmarks/readme_tables.py
+
+lint: $(STAMP)
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/codespell $(CHECKED) README.md CHANGELOG.md CONTRIBUTING.md
+	$(BIN)/pyright
+
+docs: $(STAMP)
+	$(BIN)/python docs/build_reference.py
+	$(BIN)/python benchmarks/readme_tables.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
