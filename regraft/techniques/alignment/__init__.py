@@ -1,1 +1,1 @@
-"""."""
+"""Alignment: learning from rewards and preferences instead of labels."""

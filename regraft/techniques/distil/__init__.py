@@ -1,1 +1,1 @@
-"""."""
+"""Distillation: learning from another model's outputs."""

@@ -1,1 +1,1 @@
-"""."""
+"""Domain adaptation: labelled data from one place, service in another."""

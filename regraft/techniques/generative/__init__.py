@@ -1,1 +1,1 @@
-"""."""
+"""Generative: making examples like those of the data."""

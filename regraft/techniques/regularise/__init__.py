@@ -1,1 +1,1 @@
-"""."""
+"""Regularisation: weights that hold up on rows they were not trained on."""
