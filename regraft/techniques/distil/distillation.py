@@ -85,8 +85,10 @@ class Distillation(Technique):
         teacher = recipe.find_model(self.teacher, asked_by="Distillation.teacher")
         if self.weight == 0:
             return recipe
-        frozen = copy.deepcopy(teacher).requires_grad_(False)  # the teacher stays as it is, even if it trains elsewhere
-        return each_stage(recipe, lambda stage: self._taught(stage, frozen))
+        trained = set(recipe.model.parameters())
+        if any(parameter in trained for parameter in teacher.parameters()):
+            teacher = copy.deepcopy(teacher)  # the model as it is now teaches what it becomes
+        return each_stage(recipe, lambda stage: self._taught(stage, teacher))
 
     def _taught(self, stage: Stage[Any], teacher: nn.Module) -> Stage[Any]:
         key = inputs_of(teacher)[0]

@@ -68,3 +68,14 @@ def test_a_teacher_that_reads_other_inputs_is_refused_in_a_sentence():
     teacher.inputs = ("input_ids",)
     with pytest.raises(Conflict, match=r"the teacher reads 'input_ids', but the source of stage 'toy' yields \['x'\]"):
         compile(recipe(stage(steps=1)), [Distillation(teacher=teacher)])
+
+
+def test_a_model_that_is_its_own_teacher_teaches_what_it_was():
+    model = mlp()
+    compiled = compile(recipe(stage(model, steps=3)), [Distillation(teacher=model)])
+    assert compiled.stages[0].source.function is not model
+    x = blobs()["x"]
+    before = model(x)
+    fit(compiled)
+    assert torch.equal(compiled.stages[0].source.function(x), before)
+    assert not torch.equal(model(x), before)
