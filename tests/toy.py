@@ -45,7 +45,9 @@ def blobs(n: int = 256, classes: int = 4, dim: int = 8, shift: float = 0.0, seed
 def mlp(dim: int = 8, width: int = 32, classes: int = 4, seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes))
+        return nn.Sequential(
+            nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)
+        )
 
 
 def adam(lr: float = 1e-2, **options) -> DescentBuilder:
