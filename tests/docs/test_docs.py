@@ -115,13 +115,13 @@ def refusal(words: list[str], root) -> str | None:
 @pytest.fixture(scope="module")
 def command_tree():
     """The command line of regraft as click objects."""
-    if importlib.util.find_spec("regraft.cli.main") is None and importlib.util.find_spec("regraft.cli.app") is None:
+    if importlib.util.find_spec("regraft.cli.app") is None:
         pytest.skip("the command line is not there yet")
     from typer.main import get_command
 
-    from regraft import cli
+    from regraft.cli.app import app
 
-    return get_command(cli.app)
+    return get_command(app)
 
 
 @pytest.mark.parametrize(
