@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 SAME = 0.10  # edits per word of the longer text up to which two texts are near duplicates
 MOST_WORDS = 150  # of each text that are aligned; longer ones are judged by their shingles alone
-TYPO, SWAP, FILLER, TAIL = (
-    0.4,
-    0.5,
-    0.25,
-    0.5,
-)  # cost of an edit; an ordinary inserted, deleted or replaced word costs 1
+# cost of an edit; a word added or dropped costs 1, so a text of ten words may differ in one
+TYPO, SWAP, SMALL, FILLER = 0.4, 0.5, 0.5, 0.25
+OTHER = 2.0  # another content word in its place: "dog" for "cat" says something else, unless the text is long
+SENSE = 5.0  # a number changed, or a "not" added: never the same text below 50 words
+REPLACED = 5  # letters of a word below which one letter replaced makes another word
+LEAST = TYPO / 3  # what a word that only one text has costs at least (two words joined to one: three words, one typo)
 FILLERS = frozenset(
     [
         "please",
@@ -48,33 +49,47 @@ FILLERS = frozenset(
 )
 
 
+SMALL_WORDS = frozenset("a an the this that these those my your our his her their its is are was were".split())
+NEGATIONS = frozenset("not no never none nobody nothing neither nor without cannot t".split())  # t: of "don't"
+
+
 def is_near(first: str, second: str, similarity: float) -> bool:
     """Whether two normalised texts are one text with small edits, given the Jaccard similarity of their shingles."""
+    if first == second:
+        return True
     one, two = first.split(), second.split()
     if max(len(one), len(two)) > MOST_WORDS:
         return similarity >= 0.85
-    if not one or not two or min(len(one), len(two)) < 2:
+    if min(len(one), len(two)) < 2:
         return len(first) >= 8 and len(one) == len(two) and is_typo(first, second)
-    cost = word_edits(one, two)
-    longest = max(len(one), len(two))
-    return cost <= SAME * longest + 1e-9
+    limit = SAME * max(len(one), len(two)) + 1e-9
+    surplus = sum(((Counter(one) - Counter(two)) + (Counter(two) - Counter(one))).values())
+    return LEAST * surplus <= limit and word_edits(one, two) <= limit
 
 
 def word_edits(one: Sequence[str], two: Sequence[str]) -> float:
-    """Smallest total cost of edits from one list of words to the other (Damerau-Levenshtein, restricted transpositions)."""
-    rows, columns = len(one), len(two)
-    limit = SAME * max(rows, columns) + 1  # beyond it the exact value does not matter
+    """Smallest total cost of edits from one list of words to the other (Damerau-Levenshtein, restricted transpositions).
+
+    Beyond SAME edits a word the exact value does not matter, and a value above that limit is returned.
+    """
+    limit = SAME * max(len(one), len(two)) + 1
+    start = 0
+    while start < min(len(one), len(two)) and one[start] == two[start]:
+        start += 1
+    one, two = one[start:], two[start:]
     before: list[float] = []
     last = [0.0]
     for word in two:
-        last.append(last[-1] + _gap(word, 0, rows))
-    for i in range(1, rows + 1):
+        last.append(last[-1] + _gap(word))
+    for i in range(1, len(one) + 1):
         word = one[i - 1]
-        row = [last[0] + _gap(word, 0, columns)]
-        for j in range(1, columns + 1):
+        dropped = _gap(word)
+        row = [last[0] + dropped]
+        for j in range(1, len(two) + 1):
             other = two[j - 1]
-            best = last[j - 1] + (0.0 if word == other else _replace(word, other))
-            best = min(best, last[j] + _gap(word, j, columns), row[j - 1] + _gap(other, i, rows))
+            best = min(
+                last[j - 1] + (0.0 if word == other else _replace(word, other)), last[j] + dropped, row[-1] + _gap(other)
+            )
             if i > 1 and j > 1 and word == two[j - 2] and one[i - 2] == other and word != other:
                 best = min(best, before[j - 2] + SWAP)
             if i > 1 and one[i - 2] + word == other:  # a space too many or too few
@@ -101,17 +116,31 @@ def is_typo(one: str, two: str) -> bool:
     left, right = one[start : len(one) - end], two[start : len(two) - end]
     if any(c.isdigit() for c in left + right):
         return False
+    if len(left) == len(right) == 1:
+        return len(one) >= REPLACED  # "boy" and "toy" are two words
     if max(len(left), len(right)) <= 1:
         return True
     return len(left) == len(right) == 2 and left == right[::-1]
 
 
 def _replace(word: str, other: str) -> float:
-    return TYPO if is_typo(word, other) else 1.0
+    """Cost of one word in the place of another one."""
+    if abs(len(word) - len(other)) <= 1 and (word[0] == other[0] or word[-1] == other[-1]) and is_typo(word, other):
+        return TYPO
+    if word in SMALL_WORDS and other in SMALL_WORDS:
+        return SMALL
+    return SENSE if _turns(word) or _turns(other) else OTHER
 
 
-def _gap(word: str, place: int, length: int) -> float:
-    """Cost of a word that only one text has, at a place in the other text of this many words."""
+def _gap(word: str) -> float:
+    """Cost of a word that only one text has."""
     if word in FILLERS:
         return FILLER
-    return TAIL if place == length else 1.0
+    if _turns(word):
+        return SENSE
+    return SMALL if word in SMALL_WORDS else 1.0
+
+
+def _turns(word: str) -> bool:
+    """Whether a word alone changes what a text says: a negation, or something with a digit."""
+    return word in NEGATIONS or not word.isalpha() and any(c.isdigit() for c in word)

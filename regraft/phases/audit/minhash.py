@@ -49,14 +49,15 @@ def signatures(hashes: np.ndarray, starts: np.ndarray, *, seed: int) -> np.ndarr
 
 def candidates(signature: np.ndarray) -> np.ndarray:
     """(P, 2) int64 pairs i < j of rows that agree in all rows of at least one band."""
-    found = [np.empty((0, 2), np.int64)]
+    found = [np.empty(0, np.int64)]
     for band in range(BANDS):
         block = np.ascontiguousarray(signature[:, band * ROWS : (band + 1) * ROWS])
         words = block.view(np.uint64)
         with np.errstate(over="ignore"):
             key = (words[:, 0] * np.uint64(0x9E3779B97F4A7C15)) ^ (words[:, 1] * np.uint64(0xC2B2AE3D27D4EB4F))
-        found.append(_bucket_pairs(key))
-    return np.unique(np.concatenate(found), axis=0)
+        found.append(_bucket_pairs(key))  # one number a pair: sorting two columns takes forty times as long
+    numbered = np.unique(np.concatenate(found))
+    return np.stack(np.divmod(numbered, max(len(signature), 1)), axis=1)
 
 
 def agreement(signature: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -69,18 +70,18 @@ def agreement(signature: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 
 def _bucket_pairs(key: np.ndarray) -> np.ndarray:
-    """Pairs inside the buckets of one band; at most BUCKET pairs a row, so the work stays linear."""
+    """(P,) pairs i < j as i * N + j inside the buckets of one band; at most BUCKET pairs a row, so the work stays linear."""
     order, starts = grouped(key)
     sizes = np.diff(np.append(starts, len(key)))
     kept = np.repeat(sizes > 1, sizes)
     rows, ranked, crowd = order[kept], key[order[kept]], np.repeat(sizes, sizes)[kept]
-    found = [np.empty((0, 2), np.int64)]
+    found = [np.empty(0, np.int64)]
     for step in range(1, min(int(sizes.max(initial=1)), BUCKET)):
         same = ranked[step:] == ranked[:-step]
         if step > NEXT:
             same &= crowd[step:] <= BUCKET
         if not same.any():
             break
-        pair = np.stack([rows[:-step][same], rows[step:][same]], axis=1)
-        found.append(np.sort(pair, axis=1))
+        one, two = rows[:-step][same], rows[step:][same]
+        found.append(np.minimum(one, two) * len(key) + np.maximum(one, two))
     return np.concatenate(found)

@@ -29,7 +29,7 @@ from regraft.phases.audit.minhash import agreement, candidates, shingles, signat
 from regraft.phases.audit.parts import Part, as_text
 from regraft.phases.findings import Finding
 
-SAMPLE = 200_000  # rows that the search for near duplicates looks at, at most
+SAMPLE = 50_000  # rows that the search for near duplicates looks at, at most; splits smaller than half of it wholly
 ESTIMATE = 0.5  # pairs whose signatures agree less are not looked at again; the edits allowed leave at least 0.6
 MOST_PAIRS = 300_000  # pairs whose texts are compared, those of the highest agreement first
 
@@ -81,15 +81,26 @@ def near_text(
         "near_duplicates": {"rows": len(usable), "compared": int(min(len(chosen), SAMPLE)), "seed": seed}
     }
     if len(chosen) > SAMPLE:
-        chosen = np.sort(np.random.default_rng(seed).choice(chosen, SAMPLE, replace=False))
+        chosen = _sampled(numbers, chosen, seed=seed)
     folded = np.concatenate([one.folded for one in keyed])[chosen]
     order, starts = grouped(folded)
     heads = chosen[order[starts]]  # one row for each distinct normalised text
     texts = _texts(parts, columns, numbers[heads], index[heads])
-    pairs = _verified(texts, seed=seed)
+    pairs = _verified(texts, numbers[heads], seed=seed)
     bounds = np.append(starts, len(order))
     members = {int(g): chosen[order[bounds[g] : bounds[g + 1]]] for g in np.unique(pairs[:, :2].astype(np.int64))}
     return _by_parts(pairs, members, numbers, index), facts
+
+
+def _sampled(numbers: np.ndarray, chosen: np.ndarray, *, seed: int) -> np.ndarray:
+    """SAMPLE of the rows `chosen`, ascending: each part up to an equal share, small parts whole."""
+    rng = np.random.default_rng(seed)
+    groups = sorted((chosen[numbers[chosen] == n] for n in np.unique(numbers[chosen])), key=len)
+    taken: list[np.ndarray] = []
+    for done, rows in enumerate(groups):
+        share = (SAMPLE - sum(map(len, taken))) // (len(groups) - done)
+        taken.append(rows if len(rows) <= share else rng.choice(rows, share, replace=False))
+    return np.sort(np.concatenate(taken))
 
 
 def _texts(parts: Sequence[Part], columns: Sequence[str], numbers: np.ndarray, index: np.ndarray) -> list[str]:
@@ -109,19 +120,36 @@ def _texts(parts: Sequence[Part], columns: Sequence[str], numbers: np.ndarray, i
     return out
 
 
-def _verified(texts: list[str], *, seed: int) -> np.ndarray:
-    """(P, 3) float64: two places in `texts` and their estimated similarity, for pairs that are small edits of each other."""
+def _verified(texts: list[str], parts: np.ndarray, *, seed: int) -> np.ndarray:
+    """(P, 3) float64: two places in `texts` and their estimated similarity, for pairs that are small edits of each other.
+
+    Every column must be one. `parts` (N,) is the part of each text: once both of a pair have a partner in the part of
+    the other, which is at least as similar, the pair is not looked at.
+    """
     if len(texts) < 2:
         return np.empty((0, 3))
     signature = np.concatenate(
-        [signatures(*shingles(texts[start : start + 20_000]), seed=seed) for start in range(0, len(texts), 20_000)]
+        [signatures(*shingles(texts[start : start + 5_000]), seed=seed) for start in range(0, len(texts), 5_000)]
     )
     pairs = candidates(signature)
     score = agreement(signature, pairs)
+    kept = score >= ESTIMATE
+    pairs, score = pairs[kept], score[kept]
     best = np.argsort(-score, kind="stable")[:MOST_PAIRS]
-    best = best[score[best] >= ESTIMATE]
-    kept = [p for p in best if is_near(texts[pairs[p, 0]], texts[pairs[p, 1]], float(score[p]))]
-    return np.column_stack([pairs[kept], score[kept]]) if kept else np.empty((0, 3))
+    settled: set[tuple[int, int]] = set()  # a text, and a part in which it has a partner
+    found: list[tuple[int, int, float]] = []
+    for (one, two), similarity in zip(pairs[best].tolist(), score[best].tolist(), strict=True):
+        ends = {(one, int(parts[two])), (two, int(parts[one]))}
+        if not ends <= settled and _near_columns(texts[one], texts[two], similarity):
+            settled |= ends
+            found.append((one, two, similarity))
+    return np.array(found, dtype=np.float64).reshape(-1, 3)
+
+
+def _near_columns(one: str, two: str, similarity: float) -> bool:
+    """Whether each column of two rows is near: of a pair of sentences, one that changes makes another pair."""
+    cells = zip(one.split(SEPARATOR), two.split(SEPARATOR), strict=True)
+    return all(is_near(left, right, similarity) for left, right in cells)
 
 
 def _by_parts(
