@@ -1,0 +1,338 @@
+"""`regraft train`: any recipe of the catalogue on any data, into a run directory that can be resumed bit for bit.
+
+Unlike the main job it chooses nothing: what is trained, on what, by which techniques and for how long is in the recipe.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_model as load_tensors
+from safetensors.torch import save_model as save_tensors
+from torch import nn
+
+from regraft.config.parse import dump_one
+from regraft.config.recipe import MAIN, RecipeSpec, StageSpec, read_recipe
+from regraft.core import Hook, explain, fit
+from regraft.core.checkpoint import Checkpointer, load_newest
+from regraft.core.train import Report
+from regraft.data.encode import save_preprocessor
+from regraft.models.save import describe_model, save_model
+from regraft.phases.adapt import rescale_output
+from regraft.phases.build import Assembled, assemble
+from regraft.phases.choose.features import model_outputs
+from regraft.phases.entries import Entry
+from regraft.phases.evaluate.collect import Question, Scored, metrics_document
+from regraft.phases.job import Job, weights_hash
+from regraft.phases.judges import Judge, Watch, judge_for, measured
+from regraft.phases.progress import Reporter, Silent
+from regraft.phases.report.document import write_report
+from regraft.phases.rundir import EVENTS, MANIFEST, METRICS, PHASES, RECIPE, EventLog, RunDirectory
+from regraft.phases.training import StepCounter, Valid
+from regraft.transforms.temperature import Calibration
+
+KIND = "train"  # of the job, in manifest.json; the main job's has none
+FINAL, MODEL, CHECKPOINTS = "final.safetensors", "model", "checkpoints"
+
+
+def train_job(
+    spec: RecipeSpec, out: Path, *, reporter: Reporter | None = None, module: nn.Module | None = None
+) -> RunDirectory:
+    """A recipe trained into a new run directory.
+
+    The directory holds recipe.yaml, manifest.json, events.jsonl, checkpoints, ledger.json, the model, report.html, and
+    metrics.json where the task has labelled test rows.
+
+    Args:
+        spec: what is trained; it has at least one stage.
+        out: a new or empty folder.
+        reporter: told what is going on.
+        module: the main model, where it is a Python module.
+
+    Raises:
+        RegraftError: bad input, found before anything is written; or a loss that is not finite. A run that stops later can
+            be resumed.
+    """
+    made = Made(spec, module)
+    run = RunDirectory.create(out)
+    job = _job(run, made, reporter)
+    job.write_manifest()
+    manifest = run.read_json(MANIFEST)
+    others = {
+        name: {"path": str(entry.materials.dataset.path), "fingerprint": entry.materials.dataset.fingerprint}
+        for name, entry in made.assembled.entries.items()
+    }
+    models = {name: weights_hash(model) for name, model in made.assembled.recipe.models.items()}
+    run.write_json(MANIFEST, manifest | {"job": KIND, "entries": others, "models": models})
+    job.use(spec)
+    return _walk(job, made)
+
+
+def resume_training(path: Path, *, reporter: Reporter | None = None, module: nn.Module | None = None) -> RunDirectory:
+    """Go on with a training run that was stopped or killed, to the bits it would have ended with.
+
+    Raises:
+        RunError: there is no run at `path`.
+    """
+    run = RunDirectory.open(path)
+    made = Made(read_recipe(run.path / RECIPE), module)
+    return _walk(_job(run, made, reporter), made)
+
+
+def is_training_run(path: Path) -> bool:
+    """Is the run directory one of `regraft train`, to be resumed by `resume_training`? False for any other folder."""
+    if not (path / MANIFEST).is_file() or not (path / RECIPE).is_file():
+        return False
+    return RunDirectory(path).read_json(MANIFEST).get("job") == KIND
+
+
+class Made:
+    """The objects of a recipe, with somebody watching every stage that can be judged."""
+
+    def __init__(self, spec: RecipeSpec, module: nn.Module | None) -> None:
+        self.spec = spec
+        self.watches: dict[str, Watch] = {}
+        self.assembled: Assembled = assemble(spec, module=module, hooks=self._watch)
+        self.model = self.assembled.recipe.model
+
+    def _watch(self, stage: StageSpec, entry: Entry) -> list[Hook]:
+        judge = judge_for(self.spec.techniques, entry, "valid")
+        if judge is None:
+            return []
+        self.watches[stage.name] = Watch(judge, self.spec.validate_)
+        return [self.watches[stage.name]]
+
+    def judges(self) -> dict[str, Judge]:
+        """Who judges the model on the test rows of each entry of `data:`."""
+        found = {name: judge_for(self.spec.techniques, e, "test") for name, e in self.assembled.entries.items()}
+        return {name: judge for name, judge in found.items() if judge is not None}
+
+    def supervised(self) -> bool:
+        """Is the finished model one whose outputs can be compared with labels?"""
+        return isinstance(self.judges().get(MAIN), Valid)
+
+
+def _job(run: RunDirectory, made: Made, reporter: Reporter | None) -> Job:
+    """The ledger and the manifest, for objects that are there already."""
+    main = made.assembled.main.materials
+    return Job(run, made.spec, reporter or Silent(), dataset_=main.dataset, materials_=main, model_=made.assembled.base)
+
+
+def _walk(job: Job, made: Made) -> RunDirectory:
+    start_phase(job, made)
+    train_phase(job, made)
+    evaluate_phase(job, made)
+    save_phase(job, made)
+    if job.run.done("report") is None:
+        with job.phase("report", "one self-contained page"):
+            write_report(job.run.path)
+        job.run.finish("report", {})
+        write_report(job.run.path)  # once more, so that the ledger in it has the line of this phase
+    return job.run
+
+
+# ---- phases
+
+
+def start_phase(job: Job, made: Made) -> dict[str, Any]:
+    """Note what the model is worth before it trains: the probe's head where the recipe asks for it."""
+    done = job.run.done("start")
+    if done is not None:
+        return done
+    with job.phase("start", "the model before training"):
+        for sentence in made.assembled.sentences:
+            job.reporter.say(sentence)
+        if made.supervised():
+            _save_outputs(job, made, "start")
+        start = measured(made.judges(), made.model)
+    return job.run.finish("start", {"test": start, "sentences": list(made.assembled.sentences)})
+
+
+def train_phase(job: Job, made: Made) -> dict[str, Any]:
+    """Run every stage, from the newest checkpoint if there is one."""
+    final = job.run.path / PHASES / FINAL
+    done = job.run.done("train")
+    if done is not None:
+        load_tensors(made.model, str(final))
+        return done
+    recipe, options = made.assembled.recipe, job.spec.checkpoint
+    folder, events = job.run.path / CHECKPOINTS, job.run.path / EVENTS
+    with job.phase("train", "; ".join(f"{stage.name}, {stage.steps:,} steps" for stage in recipe.stages)) as meter:
+        state = _newest(job, folder)
+        if state is None:
+            events.unlink(missing_ok=True)
+        before = 0 if state is None else sum(s.steps for s in recipe.stages[: state["stage"]]) + int(state["step"])
+        job.reporter.begin("train", sum(stage.steps for stage in recipe.stages) - before, "steps")
+        report = fit(
+            recipe,
+            seed=job.spec.seed,
+            hooks=(
+                StepCounter(job.reporter.advance, every=1),
+                Checkpointer(folder, every=options.every_steps, keep=options.keep),
+            ),
+            resume=state,
+            log=EventLog(events, candidate=label(job.spec)),
+        )
+        job.reporter.end()
+        save_tensors(made.model, str(final))
+        meter.bytes = final.stat().st_size
+    return job.run.finish("train", _notes(made, report, events))
+
+
+def _newest(job: Job, folder: Path) -> dict[str, Any] | None:
+    """The state to go on from."""
+    newest = load_newest(folder)
+    if newest is None:
+        return None
+    state, path, damaged = newest
+    for sentence in damaged:
+        job.reporter.say(f"passed over: {sentence}")
+    job.reporter.say(f"continuing from {path.name}")
+    return state
+
+
+def _notes(made: Made, report: Report, events: Path) -> dict[str, Any]:
+    """What the later phases and the reader need to know of the training."""
+    last: dict[str, dict[str, Any]] = {}
+    for line in events.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if "loss" in record:
+            last[record["stage"]] = {key: value for key, value in record.items() if key not in ("candidate", "stage")}
+    return {
+        "stages": [{"name": stage.name, "planned_steps": stage.steps} for stage in made.assembled.recipe.stages],
+        "stopped": dict(report.stopped),
+        "last": last,
+        "validations": {name: watch.results for name, watch in made.watches.items()},
+        "compiled": explain(made.assembled.recipe).splitlines(),
+    }
+
+
+def evaluate_phase(job: Job, made: Made) -> dict[str, Any]:
+    """Score the trained model on the test rows of every entry whose labels it can be compared with."""
+    done = job.run.done("evaluate")
+    if done is not None:
+        return done
+    with job.phase("evaluate", "the test rows"):
+        final = measured(made.judges(), made.model)
+        start = (job.run.done("start") or {})["test"]
+        for name, result in final.items():
+            was, now = start[name], result
+            job.reporter.say(
+                f"test rows of {name}: score {was['score']:.4f} -> {now['score']:.4f}, "
+                f"loss {was['loss']:.4f} -> {now['loss']:.4f}"
+            )
+        if made.supervised():
+            _save_outputs(job, made, "final")
+            job.run.write_json(METRICS, _document(job, made))
+    return job.run.finish("evaluate", {"start": start, "final": final})
+
+
+def save_phase(job: Job, made: Made) -> None:
+    """Write the model folder; a regression model answers in the target's own unit there."""
+    if job.run.done("save") is not None:
+        return
+    with job.phase("save", "the model folder") as meter:
+        folder, materials = job.run.path / MODEL, made.assembled.main.materials
+        schema = materials.dataset.schema
+        if made.supervised():
+            rescale_output(made.model, *made.assembled.main.scale)
+        save_model(
+            made.model,
+            folder,
+            preprocessor_json=materials.preprocessor.to_json(),
+            labels=schema.classes,
+            task=schema.task,
+            extra={"strategy": label(job.spec), "modality_inputs": list(schema.inputs)},
+        )
+        save_preprocessor(materials.preprocessor, folder)
+        calibration = Calibration(kind="identity", task=schema.task)
+        job.run.write_json(f"{MODEL}/calibration.json", calibration.to_json())
+        meter.bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    job.run.finish("save", {})
+
+
+# ---- metrics.json
+
+
+def label(spec: RecipeSpec) -> str:
+    """The techniques of a recipe in one word."""
+    return "+".join(type(technique).__name__ for technique in spec.techniques) or "supervised"
+
+
+def _save_outputs(job: Job, made: Made, name: str) -> None:
+    """Outputs of the model on validation and test rows, kept so that later phases need no forward pass."""
+    for split in ("valid", "test"):
+        if made.assembled.main.has(split):
+            outputs = model_outputs(made.model, made.assembled.main.encoded(split), precision="fp32")
+            np.save(job.run.path / PHASES / f"{name}_{split}.npy", outputs.numpy())
+
+
+def _scored(job: Job, entry: Entry, split: str, outputs: np.ndarray) -> Scored:
+    """Outputs beside the targets, both in the target's own unit."""
+    if entry.task == "regression":
+        mean, deviation = entry.scale
+        outputs = outputs.reshape(len(outputs)).astype(np.float64) * deviation + mean
+    return Scored(
+        scores=Calibration(kind="identity", task=entry.task).probabilities(outputs),
+        targets=entry.materials.raw_targets(split),
+        rows=entry.materials.row_names(split),
+    )
+
+
+def _document(job: Job, made: Made) -> dict[str, Any]:
+    """metrics.json: the finished model, the probe it started from if it did, and the other entries with these classes."""
+    main, spec = made.assembled.main, job.spec
+    schema = main.materials.dataset.schema
+    question = Question(task=schema.task, classes=schema.classes, seed=spec.seed)
+    splits = [split for split in ("valid", "test") if main.has(split)]
+    saved = {
+        name: {s: _scored(job, main, s, np.load(job.run.path / PHASES / f"{name}_{s}.npy")) for s in splits}
+        for name in ("final", "start")
+    }
+    others: dict[str, Any] = {}
+    for name, entry in made.assembled.entries.items():
+        if name != MAIN and isinstance(made.judges().get(name), Valid):
+            outputs = model_outputs(made.model, entry.encoded("test"), precision="fp32").numpy()
+            others[name] = {"test": question.score(_scored(job, entry, "test", outputs))}
+    return metrics_document(
+        question,
+        final=saved["final"],
+        probe=saved["start"] if spec.probe is not None else {},
+        last_layer_probe={},
+        extra=_extra(job, made) | {"entries": others},
+    )
+
+
+def _extra(job: Job, made: Made) -> dict[str, Any]:
+    """What is not computed from scores."""
+    notes, about = job.run.done("train") or {}, describe_model(made.model)
+    results = notes["validations"].get(job.spec.stages[-1].name) or [{}]
+    materials = made.assembled.main.materials
+    rows = {name: len(split) for name, split in materials.dataset.splits.items() if name != "unlabelled"}
+    used = {name: len(materials.rows(name)) for name in rows}
+    steps = sum(stage["planned_steps"] for stage in notes["stages"])
+    line = next(line for line in job.run.read_json("ledger.json") if line["phase"] == "train")
+    candidate = {
+        "name": label(job.spec),
+        "techniques": [dump_one(technique) for technique in job.spec.techniques],
+        "rule": "the recipe",
+        "valid": {key: results[-1].get(key) for key in ("score", "loss")},
+        "steps": steps,
+        "planned_steps": steps,
+        "seconds": line["seconds"],
+        "flops": None,
+        "rung": 0,
+        "status": "won",
+        "reason": "",
+    }
+    return {
+        "candidates": [candidate],
+        "winner": candidate["name"],
+        "reasons": list(made.assembled.sentences),
+        "size": {key: about.get(key) for key in ("parameters", "trainable", "bytes")},
+        "data": rows | {"used": used, "seen_share": used["train"] / max(1, rows["train"])},
+        "test_uses": 1,
+    }
