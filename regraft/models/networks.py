@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from regraft.config.catalogue import find
 from regraft.config.spec import Named
 from regraft.errors import ModelError
 
@@ -48,10 +49,9 @@ class PlainNetwork(nn.Module):
 
 def rebuilt(spec: dict[str, Any]) -> PlainNetwork:
     """The network that a `spec` attribute describes, with fresh weights."""
-    known = Named.known.get("network", {})
-    cls = known.get(spec["name"])
-    if cls is None or not issubclass(cls, Network):
-        raise ModelError(f"no network is called {spec['name']!r}; known are {', '.join(sorted(known))}")
+    cls = find("network", str(spec["name"]))
+    if not issubclass(cls, Network):
+        raise ModelError(f"{spec['name']!r} is no network of regraft, so it cannot be built again")
     return cls(**spec["fields"]).build(tuple(spec["input_shape"]), spec["num_outputs"])
 
 
