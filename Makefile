@@ -5,7 +5,6 @@ PYTEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-DEMO_RUN ?= runs/demo
 BENCHMARKS := $(filter-out benchmarks/readme_tables.py,$(wildcard benchmarks/*.py))
 CHECKED := regraft tests benchmarks docs $(wildcard examples)
 
@@ -21,8 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/regraft demo --out $(DEMO_RUN)
-	@echo "report: $(abspath $(DEMO_RUN))/report.html"
+	$(BIN)/regraft demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS)

@@ -80,11 +80,9 @@ def test_nothing_is_installed_that_is_not_used():
     used = imported("regraft")
     unused = [requirement.name for requirement in requirements() if import_name(requirement) not in used]
     assert unused == []
-    unused = [
-        entry.name
-        for entry in requirements("dev")
-        if entry.name not in TOOLS and import_name(entry) not in imported("tests")
-    ]
+    tools = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
+    used |= imported("tests")
+    unused = [tool.name for tool in tools if tool.name not in TOOLS and import_name(tool) not in used]
     assert unused == []
 
 
@@ -129,7 +127,7 @@ def test_the_checks_of_a_change_run_the_test_command_of_the_readme():
 def test_the_targets_that_the_documents_name_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
-        named = set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)\b", "\n".join(re.findall(r"`[^`]+`", page.read_text()))))
+        named = set(re.findall(r"(?:`|^\$ )make ([a-z]+(?:-[a-z]+)*)", page.read_text(), flags=re.MULTILINE))
         assert named <= targets, f"{page.name} names {sorted(named - targets)}"
 
 
