@@ -49,5 +49,5 @@ def explain(
     if common.json:
         show_json({"values": values, "compiled": nest})
         return
-    show_table("", ("field", "value", "from"), [(v["field"], v["shown"], v["from"]) for v in values])
+    show_table("", ("field", "from", "value"), [(v["field"], v["from"], v["shown"]) for v in values])
     show_lines(["", *nest])

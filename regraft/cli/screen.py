@@ -137,7 +137,9 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     from rich.table import Table
 
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=200)
-    table = Table(title=title or None, title_justify="left", show_edge=False, pad_edge=False)
+    if title:
+        print(printable(title))
+    table = Table(show_edge=False, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:

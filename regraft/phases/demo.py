@@ -80,12 +80,12 @@ def fresh_folder(sample: str) -> Path:
 
 def resume_any(path: Path, *, reporter: Reporter, ignore_errors: bool = False) -> RunDirectory:
     """Go on with a run of the main job or of a recipe with stages."""
-    run = RunDirectory.open(path)
-    spec = read_recipe(run.path / RECIPE)
-    if spec.stages:
-        from regraft.phases.train import resume_train
+    from regraft.phases.train import is_training_run, resume_training
 
-        return resume_train(path, reporter=reporter)
+    run = RunDirectory.open(path)
+    if is_training_run(path):
+        return resume_training(path, reporter=reporter)
+    spec = read_recipe(run.path / RECIPE)
     if ignore_errors and not spec.ignore_audit_errors:
         from regraft.config.recipe import dump_recipe
 

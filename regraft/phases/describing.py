@@ -77,9 +77,9 @@ def entry_lines(found: Mapping[str, Any]) -> list[str]:
 
 def sources(doc: str) -> list[str]:
     """Papers that a docstring cites with their arXiv number, as `Foret et al. 2021, arXiv:2010.01412`."""
-    flat = " ".join(doc.split())
-    cited = re.findall(r"([A-Z][\w.,&' -]*?\d{4}[a-z]?, )?(arXiv:\d{4}\.\d{4,5})", flat)
-    return list(dict.fromkeys(f"{who}{number}" for who, number in cited))
+    name = r"[A-Z][\w'-]+"
+    who = rf"{name}(?:(?:, | and |, and ){name})*(?: et al\.)?,? \d{{4}}[a-z]?, "
+    return list(dict.fromkeys(re.findall(rf"(?:{who})?arXiv:\d{{4}}\.\d{{4,5}}", " ".join(doc.split()))))
 
 
 def _field(name: str, field: FieldInfo, doc: str) -> dict[str, Any]:
@@ -126,10 +126,9 @@ def _example(family: str, name: str, doc: str) -> str:
         return inspect.cleandoc(found.group(1))
     if family == "technique":
         return f"techniques:\n  - {name}"
-    where = "models: {main:" if family == "network" else "train:"
     options = _options(find(family, name))
-    part = f"{name}: {options}" if options else name
-    return f"{where} {{{family}: {{{part}}}}}}}" if family == "network" else f"{where} {{{family}: {{{part}}}}}"
+    part = f"{{{family}: {{{name}: {options}}}}}"
+    return f"models: {{main: {part}}}" if family == "network" else f"train: {part}"
 
 
 def _options(cls: type[Named]) -> str:
@@ -224,9 +223,10 @@ def explained(path: Path, overrides: Sequence[str] = ()) -> list[str]:
     """The compiled nest of a recipe: what wraps what in each stage, or in each candidate of the race."""
     _, spec = read_tree(path, overrides)
     if spec.stages:
-        from regraft.phases.train import build_recipe
+        from regraft.core import explain
+        from regraft.phases.build import assemble
 
-        return str(build_recipe(spec)).splitlines()
+        return explain(assemble(spec).recipe).splitlines()
     if spec.race is None:
         return [
             "This recipe has no plan yet: `regraft plan` measures, and writes the candidates that `adapt` will race."

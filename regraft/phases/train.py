@@ -245,7 +245,7 @@ def save_phase(job: Job, made: Made) -> None:
             preprocessor_json=materials.preprocessor.to_json(),
             labels=schema.classes,
             task=schema.task,
-            extra={"strategy": label(job.spec), "modality_inputs": list(schema.inputs)},
+            extra={"strategy": label(job.spec), "modality_inputs": list(schema.inputs), "label": list(schema.label)},
         )
         save_preprocessor(materials.preprocessor, folder)
         calibration = Calibration(kind="identity", task=schema.task)

@@ -84,7 +84,7 @@ def _techniques(strategy: str, facts: Facts) -> list[Any]:
     half = max(1, facts.num_blocks // 2)
     slow_head = {"Discriminative": {"decay": 0.9, "head": 0.1, "embeddings": "frozen"}}
     if facts.modality == "table":
-        return [{"WeightAverage": {"kind": "exponential", "decay": 0.98}}]
+        return []
     return {
         "last-k": [{"LastK": {"blocks": half}}, {"Discriminative": {"decay": 0.9, "head": 0.1}}],
         "thaw": [{"StagedThaw": {"groups_per_stage": "even", "shares": [0.1, 0.3, 0.6]}}],
