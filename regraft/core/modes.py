@@ -19,7 +19,8 @@ def set_trainable(model: nn.Module, names: Collection[str] | None) -> None:
             parameter.requires_grad_(name in names)
     for module in model.modules():
         parameters = list(module.parameters())
-        module.frozen = bool(parameters) and not any(p.requires_grad for p in parameters)  # type: ignore[assignment]
+        if parameters:  # what holds none, such as a dropout layer, follows the module it is in
+            module.frozen = not any(p.requires_grad for p in parameters)  # type: ignore[assignment]
 
 
 def train_mode(model: nn.Module) -> None:
