@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCHMARKS := $(filter-out benchmarks/readme_tables.py,$(wildcard benchmarks/*.py))
 CHECKED := regraft tests benchmarks docs $(wildcard examples)
+PROSE := regraft regraft_recipes benchmarks docs README.md CHANGELOG.md CONTRIBUTING.md
 
 .PHONY: venv demo test test-all bench lint docs clean
 
@@ -23,10 +24,10 @@ demo: $(STAMP)
 	$(BIN)/regraft demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m ""
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m ""
 
 bench: $(STAMP)
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
@@ -35,7 +36,7 @@ bench: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
-	$(BIN)/codespell $(CHECKED) README.md CHANGELOG.md CONTRIBUTING.md
+	$(BIN)/codespell $(PROSE)
 	$(BIN)/pyright
 
 docs: $(STAMP)

@@ -68,7 +68,7 @@ def parse_docstring(text: str) -> Docstring:
     found = dict(zip(sections[::2], sections[1::2], strict=True))
     first, _, rest = prose.strip().partition("\n\n")
     body, _, advice = rest.partition("Use it when")
-    use, _, avoid = advice.partition(" Not ") if " Not " in advice else advice.partition("\nNot ")
+    use, avoid = [*re.split(r"\sNot\s", advice, maxsplit=1), ""][:2]
     example = re.search(r"```yaml\n(.*?)\n *```", found.get("Example", ""), re.DOTALL)
     return Docstring(
         first=" ".join(first.split()),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported; tests run in several processes at once
 ROOT = Path(__file__).resolve().parents[1]
 
 
