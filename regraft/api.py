@@ -17,7 +17,7 @@ from regraft.errors import ConfigError
 from regraft.phases.checking import audit_data
 from regraft.phases.demo import resume_any
 from regraft.phases.findings import AuditReport
-from regraft.phases.opening import open_data, require_new
+from regraft.phases.opening import open_data, require_new, require_recipe
 from regraft.phases.path import job_recipe, plan_job, run_job
 from regraft.phases.predict import Prediction, Predictor, load
 from regraft.phases.progress import Reporter, Silent
@@ -161,7 +161,7 @@ def adapt(
     named = _model(model, image_size=image_size)
     if isinstance(source, Path):
         _refuse_beside_recipe(source, model=model, budget=budget, strategy=strategy)
-        spec = read_recipe(source, list(set))
+        spec = read_recipe(require_recipe(source), list(set))
     else:
         spec = job_recipe(source, named, seed=seed, budget=budget, strategy=strategy, overrides=list(set))
     if ignore_errors:
@@ -218,7 +218,7 @@ def audit(
     reporter = _reporter(progress)
     source = _data(data, text=text, label=label, group=group, time=time, task=task)
     if isinstance(source, Path):
-        source = read_recipe(source).main_data()
+        source = read_recipe(require_recipe(source)).main_data()
     try:
         return audit_data(source, model=model, seed=seed, reporter=reporter)[1]
     finally:
@@ -229,7 +229,7 @@ def train(recipe: str | Path | RecipeSpec, *, out: str | Path, progress: bool | 
     """Train by a recipe with stages and techniques, into a new run directory."""
     from regraft.phases.train import train_job
 
-    spec = recipe if isinstance(recipe, RecipeSpec) else read_recipe(Path(recipe))
+    spec = recipe if isinstance(recipe, RecipeSpec) else read_recipe(require_recipe(Path(recipe)))
     reporter = _reporter(progress)
     try:
         train_job(spec, Path(out), reporter=reporter)

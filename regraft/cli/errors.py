@@ -13,15 +13,11 @@ from typing import Any
 from regraft.errors import RegraftError
 
 USER_ERROR, INTERRUPTED, BUG = 2, 130, 1
-RECIPE, LAST_PHASE = "recipe.yaml", "report"  # of a run directory: there from the start; the phase file of the end
+RECIPE, REPORT = "recipe.yaml", "report.html"  # of a run directory: there from its start, and at its end
 
 
 class Stopped(Exception):
-    """A run that was under way ended early. `sentence` says how to go on."""
-
-    def __init__(self, sentence: str) -> None:
-        super().__init__(sentence)
-        self.sentence = sentence
+    """A run that was under way ended early; the message says how to go on."""
 
 
 def guarded(function: Callable[..., None]) -> Callable[..., None]:
@@ -75,9 +71,9 @@ def resumable(run: Path) -> Generator[None]:
     except RegraftError as error:
         if held or not unfinished(run) or "resume" in str(error):
             raise
-        raise Stopped(f"{error}; {run} holds what was done until then, go on with `regraft resume {run}`") from error
+        raise Stopped(f"{error}; then `regraft resume {run}` goes on from there") from error
 
 
 def unfinished(run: Path) -> bool:
     """Was a run begun here that has not come to its end?"""
-    return (run / RECIPE).exists() and not (run / "report.html").exists()
+    return (run / RECIPE).exists() and not (run / REPORT).exists()

@@ -107,6 +107,7 @@ def _from_recipe(
     """The recipe of a file; what it says already is changed with --set, so that a plan is not undone by accident."""
     from regraft.config.recipe import read_recipe
     from regraft.errors import ConfigError
+    from regraft.phases.opening import require_recipe
 
     named: dict[str, Any] = {
         "model": model,
@@ -120,7 +121,7 @@ def _from_recipe(
         raise ConfigError(
             f"--{given[0]}: {file} is a recipe and says this already; change it there, or with --set such as --set seed=7"
         )
-    spec = read_recipe(Path(file), overrides)
+    spec = read_recipe(require_recipe(Path(file)), overrides)
     if spec.stages:
         raise ConfigError(f"{file}: has `stages:`, so it is a recipe for `regraft train {file} --out RUN`")
     return spec
@@ -135,9 +136,10 @@ def train(
 ) -> None:
     """Train by a recipe: any technique of the catalogue."""
     from regraft.config.recipe import read_recipe
+    from regraft.phases.opening import require_recipe
     from regraft.phases.train import train_job
 
-    spec = read_recipe(recipe, overrides or [])
+    spec = read_recipe(require_recipe(recipe), overrides or [])
     with screen(common.quiet or common.json) as reporter, resumable(out):
         train_job(spec, out, reporter=reporter)
     show_end(out, common)

@@ -80,7 +80,7 @@ def _rows(stream: IO[str], out: Path | None) -> Any:
     return write
 
 
-def _record(prediction: Prediction) -> dict[str, object]:
+def _record(prediction: Prediction) -> dict[str, str]:
     """The columns of a CSV line."""
     if prediction.value is not None:
         limits = {} if prediction.low is None else {"low": f"{prediction.low:.6g}", "high": f"{prediction.high:.6g}"}
@@ -88,7 +88,7 @@ def _record(prediction: Prediction) -> dict[str, object]:
     if prediction.labels is not None:
         shown = {name: f"{value:.4f}" for name, value in prediction.probabilities.items()}
         return {"labels": " | ".join(prediction.labels), **shown}
-    return {"label": prediction.label, "probability": f"{prediction.probability:.4f}"}
+    return {"label": str(prediction.label), "probability": f"{prediction.probability:.4f}"}
 
 
 @contextmanager

@@ -117,8 +117,12 @@ class DataOptions:
     def spec(self, path: str) -> DataSpec:
         """The data entry of a recipe that these options describe."""
         from regraft.config.data import DataSpec
+        from regraft.errors import ConfigError
 
-        return DataSpec(path=path, **self.given())
+        try:
+            return DataSpec(path=path, **self.given())
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("DataSpec.", "--")) from None
 
 
 @dataclass(frozen=True, kw_only=True)

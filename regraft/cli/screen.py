@@ -90,7 +90,9 @@ class Screen:
         """Move the bar on."""
         self.done += done
         if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, advance=done, **({"note": printable(note)} if note else {}))
+            self.bar.update(self.task, advance=done)
+            if note:
+                self.bar.update(self.task, note=printable(note))
 
     def end(self) -> None:
         """Take the bar away."""

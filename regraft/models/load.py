@@ -55,6 +55,15 @@ def load_backbone(name: str, *, modality: Modality, num_channels: int | None = N
     )
 
 
+def require_encoder(name: str, *, modality: Modality) -> None:
+    """A ModelError unless `name` is there, safe to load, and an encoder for this modality; no weights are read."""
+    from transformers import AutoConfig
+
+    folder = find_model(name)
+    checked_folder(folder)
+    check_kind(name, _config(folder, AutoConfig), modality)
+
+
 def model_class(config: Any) -> Any:
     """The headless model class of a transformers configuration."""
     from transformers import AutoModel

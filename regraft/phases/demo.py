@@ -110,7 +110,7 @@ def pretrained_on_digits(reporter: Reporter, *, seed: int = 0, steps: int = PRET
     dataset = load(DataSpec(path="digits-0-4"))
     encoded = encode_split(dataset, "train", ImagePreprocessor.plain(dataset.schema.inputs[0], (SIDE, SIDE)))
     targets = dataset.targets("train")
-    network = ConvNet(width=16).build((3, SIDE, SIDE), len(dataset.schema.classes), seed=seed)
+    network = ConvNet(width=16, dropout=0.1).build((3, SIDE, SIDE), len(dataset.schema.classes), seed=seed)
     options = TrainSpec(batch_size=64, optimizer=parse_one({"AdamW": {"lr": 2e-3}}, "optimizer"))
     stage = Stage(
         name="pretrain",

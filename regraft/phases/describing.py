@@ -18,6 +18,7 @@ from regraft.config.parse import dump_one, load_yaml, override
 from regraft.config.recipe import RecipeSpec, recipe_from_tree
 from regraft.config.spec import Named
 from regraft.errors import ConfigError, suggest
+from regraft.phases.opening import require_recipe
 
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 ABSENT = object()  # a value that the recipe file does not give
@@ -147,7 +148,7 @@ def _options(cls: type[Named]) -> str:
 def read_tree(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], RecipeSpec]:
     """(what the file says, the recipe it makes with the overrides)."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = require_recipe(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a recipe ({error})") from None
     tree = load_yaml(text, str(path))

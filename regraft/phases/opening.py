@@ -10,9 +10,10 @@ from torch import nn
 from regraft.config.recipe import RecipeSpec
 from regraft.data.dataset import Dataset
 from regraft.data.describe import describe
+from regraft.data.files import missing_path
 from regraft.data.read import load
 from regraft.errors import ConfigError, suggest
-from regraft.models.load import ALIASES
+from regraft.models.load import ALIASES, require_encoder
 from regraft.phases.choose.rules import STRATEGIES
 from regraft.phases.progress import Reporter
 from regraft.phases.rundir import RunDirectory
@@ -50,6 +51,13 @@ def require_new(out: Path) -> None:
         RunDirectory.create(out)  # says what is in the way
 
 
+def require_recipe(file: Path) -> Path:
+    """The recipe file itself. ConfigError with the nearest name where it is not there."""
+    if not file.is_file():
+        raise ConfigError(missing_path(file) if not file.exists() else f"{file} is a folder; give a recipe file")
+    return file
+
+
 def require_strategy(name: str | None) -> None:
     """ConfigError for a strategy that does not exist."""
     if name is not None and name not in STRATEGIES:
@@ -57,8 +65,10 @@ def require_strategy(name: str | None) -> None:
 
 
 def require_model(spec: RecipeSpec, dataset: Dataset, module: nn.Module | None = None) -> None:
-    """ConfigError where text or images come without a model to adapt."""
+    """ConfigError where text or images come without a model to adapt, ModelError where theirs is none for them."""
     model, modality = spec.main_model(), dataset.schema.modality
+    if model.name is not None and module is None:
+        require_encoder(model.name, modality=modality)
     if module is not None or model.name is not None or model.network is not None or modality == "table":
         return
     what = "the data is text" if modality == "text" else "the data is images"
