@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from regraft.data.dataset import Schema
 from regraft.phases.audit.parts import Part, as_text
-from regraft.phases.audit.suspects import held_out_probabilities, suspect_findings, suspects
+from regraft.phases.audit.suspects import held_out_probabilities, suspect_findings
 from regraft.phases.findings import Finding
 
 SAMPLE = 20_000  # rows judged at most
@@ -40,9 +40,10 @@ def own_suspects(
     values, is_kernel = _features(part, schema, images, rows, seed=seed)
     if values is None:
         return [], facts | {"judged": 0}
-    flagged, suggested = suspects(held_out_probabilities(values, labels, is_kernel=is_kernel), labels)
+    probabilities = held_out_probabilities(values, labels, is_kernel=is_kernel)
     scope = f" (a sample of {len(rows):,} of {len(part):,} rows)" if facts["judged"] < facts["rows"] else ""
-    return suspect_findings(part, rows[flagged], present[suggested], "a simple model that never saw them", scope), facts
+    judge = "a simple model that never saw them"
+    return suspect_findings(part, rows, probabilities, labels, codes=present, judge=judge, scope=scope), facts
 
 
 def _features(

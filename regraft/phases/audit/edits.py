@@ -49,8 +49,31 @@ FILLERS = frozenset(
 )
 
 
-SMALL_WORDS = frozenset("a an the this that these those my your our his her their its is are was were".split())
-NEGATIONS = frozenset("not no never none nobody nothing neither nor without cannot t".split())  # t: of "don't"
+SMALL_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "this",
+        "that",
+        "these",
+        "those",
+        "my",
+        "your",
+        "our",
+        "his",
+        "her",
+        "their",
+        "its",
+        "is",
+        "are",
+        "was",
+        "were",
+    ]
+)
+NEGATIONS = frozenset(
+    ["not", "no", "never", "none", "nobody", "nothing", "neither", "nor", "without", "cannot", "t"]
+)  # t: of "don't"
 
 
 def is_near(first: str, second: str, similarity: float) -> bool:
@@ -72,7 +95,7 @@ def word_edits(one: Sequence[str], two: Sequence[str]) -> float:
 
     Beyond SAME edits a word the exact value does not matter, and a value above that limit is returned.
     """
-    limit = SAME * max(len(one), len(two)) + 1
+    limit = SAME * max(len(one), len(two)) + 1e-9
     start = 0
     while start < min(len(one), len(two)) and one[start] == two[start]:
         start += 1
@@ -88,7 +111,9 @@ def word_edits(one: Sequence[str], two: Sequence[str]) -> float:
         for j in range(1, len(two) + 1):
             other = two[j - 1]
             best = min(
-                last[j - 1] + (0.0 if word == other else _replace(word, other)), last[j] + dropped, row[-1] + _gap(other)
+                last[j - 1] + (0.0 if word == other else _replace(word, other)),
+                last[j] + dropped,
+                row[-1] + _gap(other),
             )
             if i > 1 and j > 1 and word == two[j - 2] and one[i - 2] == other and word != other:
                 best = min(best, before[j - 2] + SWAP)
@@ -97,8 +122,8 @@ def word_edits(one: Sequence[str], two: Sequence[str]) -> float:
             if j > 1 and two[j - 2] + other == word:
                 best = min(best, last[j - 2] + TYPO)
             row.append(best)
-        if min(row) > limit:
-            return limit
+        if min(row) > limit and min(last) > limit:
+            return min(row)
         before, last = last, row
     return last[-1]
 
@@ -143,4 +168,4 @@ def _gap(word: str) -> float:
 
 def _turns(word: str) -> bool:
     """Whether a word alone changes what a text says: a negation, or something with a digit."""
-    return word in NEGATIONS or not word.isalpha() and any(c.isdigit() for c in word)
+    return word in NEGATIONS or (not word.isalpha() and any(c.isdigit() for c in word))

@@ -18,7 +18,7 @@ from regraft.phases.audit.images import Looked, image_findings, look_at
 from regraft.phases.audit.labels import class_counts, label_findings, missing_label_finding, with_merged
 from regraft.phases.audit.leakage import leakage_findings
 from regraft.phases.audit.parts import Part, parts_of
-from regraft.phases.audit.suspects import given_suspects
+from regraft.phases.audit.suspects import given_suspects, suspect_findings_from
 from regraft.phases.audit.text import text_findings, without_missing
 from regraft.phases.audit.text_duplicates import duplicate_findings
 from regraft.phases.findings import AuditReport, Finding
@@ -35,12 +35,14 @@ def audit(
     *,
     probabilities: Mapping[str, np.ndarray] | None = None,
     features: Mapping[str, np.ndarray] | None = None,
+    suspects: bool = True,
     seed: int = 0,
 ) -> AuditReport:
     """What is wrong or odd with a data set, errors first, and facts about it; a function of the data and the seed.
 
     `probabilities`: split -> (rows, classes) of a model that never saw these rows, classes as in the schema; label errors are
     suspected by them. Otherwise by a model of the audit's own, on `features` (split -> (rows, D)) where they are given.
+    `suspects=False` leaves label errors to a later `with_suspects`, when a better model is there.
     """
     parts = with_merged(parts_of(dataset))
     facts: dict[str, Any] = {"samples": {}}
@@ -63,12 +65,26 @@ def audit(
     for part in parts:
         findings += column_findings(part, dataset.schema, seed=seed) if part.name == "train" else []
     findings += leakage_findings(parts, dataset)
-    if dataset.schema.task in ("binary", "multiclass"):
+    if suspects and dataset.schema.task in ("binary", "multiclass"):
         found, judged = _suspects(parts, dataset, looked, probabilities, features, seed=seed)
         findings += found
         facts["samples"] |= judged
-    findings = sorted(findings, key=lambda f: (ORDER[f.severity], f.kind, f.split or "", f.column or ""))
-    return AuditReport(findings=tuple(findings), facts=facts | _facts(parts, dataset, findings))
+    findings = _sorted(findings)
+    return AuditReport(findings=findings, facts=facts | _facts(parts, dataset, findings))
+
+
+def with_suspects(report: AuditReport, dataset: Dataset, probabilities: Mapping[str, np.ndarray]) -> AuditReport:
+    """The report with label errors suspected by the held-out `probabilities` of a model, in place of any it had.
+
+    `probabilities`: split -> (rows, classes), classes as in the schema, each row judged by a model that never saw it.
+    """
+    _check_rows(dataset, probabilities)
+    if dataset.schema.task not in ("binary", "multiclass"):
+        return report
+    kept = [f for f in report.findings if f.kind not in ("suspected-label-error", "labels-hard-to-judge")]
+    findings = _sorted([*kept, *suspect_findings_from(dataset, probabilities)])
+    samples = {k: v for k, v in report.facts.get("samples", {}).items() if k != "suspected_label_errors"}
+    return AuditReport(findings=findings, facts={**report.facts, "samples": samples, **_counts(findings)})
 
 
 def problem_findings(problems: Sequence[Problem]) -> list[Finding]:
@@ -150,12 +166,7 @@ def _suspects(
 ) -> tuple[list[Finding], dict[str, Any]]:
     """Suspected label errors, by the caller's probabilities or by the audit's own model of the training rows."""
     for given in (probabilities or {}, features or {}):
-        for name, values in given.items():
-            if name not in dataset.splits or len(values) != len(dataset.splits[name]):
-                have = len(dataset.splits[name]) if name in dataset.splits else "no such split"
-                raise DataError(
-                    f"audit: the values given for split {name!r} have {len(values)} rows, the data has {have}; give one row each"
-                )
+        _check_rows(dataset, given)
     if probabilities:
         return given_suspects(dataset, parts, probabilities), {}
     train = next((part for part in parts if part.name == "train"), None)
@@ -172,13 +183,25 @@ def _suspects(
     return findings, {"suspected_label_errors": judged}
 
 
+def _check_rows(dataset: Dataset, given: Mapping[str, np.ndarray]) -> None:
+    """DataError where values are given for another number of rows than a split has."""
+    for name, values in given.items():
+        if name not in dataset.splits or len(values) != len(dataset.splits[name]):
+            have = len(dataset.splits[name]) if name in dataset.splits else "no such split"
+            raise DataError(
+                f"audit: the values given for split {name!r} have {len(values)} rows, the data has {have}; give one row each"
+            )
+
+
+def _sorted(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Errors first, then by kind, split and column."""
+    return tuple(sorted(findings, key=lambda f: (ORDER[f.severity], f.kind, f.split or "", f.column or "")))
+
+
 def _facts(parts: tuple[Part, ...], dataset: Dataset, findings: Sequence[Finding]) -> dict[str, Any]:
     """Rows, classes, what was detected, and how many rows each kind of finding concerns."""
     classified = dataset.schema.task in ("binary", "multiclass")
     classes = {part.name: class_counts(part) for part in parts} if classified else {}
-    counts: dict[str, int] = {}
-    for finding in findings:
-        counts[finding.kind] = counts.get(finding.kind, 0) + max(len(finding.rows), 1)
     return {
         "rows": {part.name: len(part) for part in parts},
         "splits": {name: len(split) for name, split in dataset.splits.items()},
@@ -187,6 +210,14 @@ def _facts(parts: tuple[Part, ...], dataset: Dataset, findings: Sequence[Finding
         "task": dataset.schema.task,
         "modality": dataset.schema.modality,
         "reasons": list(dataset.schema.reasons),
-        "duplicates": {kind: count for kind, count in counts.items() if "duplicate" in kind or "conflict" in kind},
-        "counts": counts,
+        **_counts(findings),
     }
+
+
+def _counts(findings: Sequence[Finding]) -> dict[str, dict[str, int]]:
+    """How many rows each kind of finding concerns, and again those of duplicates and conflicts."""
+    counts: dict[str, int] = {}
+    for finding in findings:
+        counts[finding.kind] = counts.get(finding.kind, 0) + max(len(finding.rows), 1)
+    copies = {kind: count for kind, count in counts.items() if "duplicate" in kind or "conflict" in kind}
+    return {"duplicates": copies, "counts": counts}

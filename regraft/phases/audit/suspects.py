@@ -6,21 +6,71 @@ Northcutt, Jiang, Chuang, Confident Learning, 2021, arXiv:1911.00068: the confid
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from regraft.data.dataset import Dataset, Split
-from regraft.phases.audit.parts import Part
+from regraft.phases.audit.labels import with_merged
+from regraft.phases.audit.parts import Part, parts_of
 from regraft.phases.findings import Finding
 
 MARGIN = 0.3  # probability by which another class must lead, at least, before a row is suspected
 FEWEST = 8  # rows of a class below which its rows are not judged
 RIDGE = 0.3  # penalty of the audit's own model, for rows scaled to length 1
+SURE = 0.5  # a suspect has at most this share of the probability its label would have by chance (1 / classes) ...
+WEAK, GOOD = 0.7, 0.85  # ... where the judge is right on GOOD of the rows; less below that, and none at WEAK
+TAIL = (
+    0.25,
+    0.1,
+    0.05,
+)  # the same shares, at which unlikely labels are counted and compared with what the judge expects
+SURPLUS, COUNTED = (
+    0.3,
+    3,
+)  # share of the unlikely labels beyond the expected ones that betrays wrong labels; of so many at least
 DOUBT = 0.05  # weight in the second fit of the rows suspected by the first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How far a judge of labels can be trusted."""
+
+    accuracy: float  # share of the rows whose label it finds likeliest
+    surplus: float  # of the labels it finds very unlikely, the share beyond what its own probabilities expect
+    bound: float  # probability of the given label, times the number of classes, below which a row may be suspected
+
+
+def trust(probabilities: np.ndarray, labels: np.ndarray) -> Verdict:
+    """How far held-out probabilities (N, C) can be trusted to tell wrong labels (N,) from hard examples.
+
+    On a hard task a calibrated judge expects p N labels of probability p and finds as many, so they say nothing; wrong
+    labels do not ask how likely they are and stand out as a surplus. Without one, or at an accuracy of WEAK, the bound is 0.
+    """
+    classes = probabilities.shape[1]
+    own = probabilities[np.arange(len(labels)), labels] * classes
+    accuracy = float((probabilities.argmax(axis=1) == labels).mean())
+    surplus = 0.0
+    for share in TAIL:
+        seen = int((own < share).sum())
+        expected = float(probabilities[probabilities * classes < share].sum())
+        surplus = max(surplus, 1 - expected / seen if seen >= COUNTED else 0.0)
+    reach = SURE * min(max((accuracy - WEAK) / (GOOD - WEAK), 0.0), 1.0)
+    return Verdict(accuracy=accuracy, surplus=surplus, bound=reach if surplus >= SURPLUS else 0.0)
 
 
 def suspects(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(rows suspected, class suggested for each) from held-out probabilities (N, C) and class ids (N,), none of them missing.
+
+    The rows of `confident_suspects` whose own label is unlikely enough for the trust that the judge deserves.
+    """
+    flagged, suggested = confident_suspects(probabilities, labels)
+    kept = probabilities[flagged, labels[flagged]] * probabilities.shape[1] < trust(probabilities, labels).bound
+    return flagged[kept], suggested[kept]
+
+
+def confident_suspects(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows suspected, class suggested for each) by the confident joint, however good the judge is.
 
     For classes i and j the confident joint counts rows of label i that are confidently j; that many rows of label i with
     the largest lead of j are suspected, if j is the likeliest class and leads by MARGIN (more where the judge is often wrong).
@@ -85,8 +135,13 @@ def held_out_probabilities(values: np.ndarray, labels: np.ndarray, *, is_kernel:
     targets = np.eye(int(labels.max()) + 1)[labels]
     weights = np.ones(len(labels))
     first = _softened(left_out_scores(values, targets, weights, is_kernel=is_kernel), labels)
-    weights[suspects(first, labels)[0]] = DOUBT
+    weights[confident_suspects(first, labels)[0]] = DOUBT
     return _softened(left_out_scores(values, targets, weights, is_kernel=is_kernel), labels)
+
+
+def suspect_findings_from(dataset: Dataset, probabilities: Mapping[str, np.ndarray]) -> list[Finding]:
+    """Suspected label errors of a data set that was audited without them: split -> held-out probabilities (rows, classes)."""
+    return given_suspects(dataset, with_merged(parts_of(dataset)), probabilities)
 
 
 def given_suspects(dataset: Dataset, parts: tuple[Part, ...], probabilities: Mapping[str, np.ndarray]) -> list[Finding]:
@@ -109,22 +164,44 @@ def given_suspects(dataset: Dataset, parts: tuple[Part, ...], probabilities: Map
         place[wanted] = np.arange(len(wanted))
         labels = place[part.clean_codes[index]]
         known = np.flatnonzero((labels >= 0) & part.usable[index])
-        rows, suggested = suspects(summed[known], labels[known])
-        findings += suspect_findings(part, index[known[rows]], wanted[suggested], "a probe that never saw them", "")
+        if len(known):
+            judge = "a probe that never saw them"
+            findings += suspect_findings(part, index[known], summed[known], labels[known], codes=wanted, judge=judge)
     return findings
 
 
-def suspect_findings(part: Part, rows: np.ndarray, codes: np.ndarray, judge: str, scope: str) -> list[Finding]:
-    """The finding about suspected rows and the labels suggested for them."""
-    if not len(rows):
+def suspect_findings(
+    part: Part,
+    rows: np.ndarray,
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    *,
+    codes: np.ndarray,
+    judge: str,
+    scope: str = "",
+) -> list[Finding]:
+    """The finding about suspected labels, or a hint without rows where the judge cannot tell them from hard examples.
+
+    `rows` (N,) are indices in the part, `probabilities` (N, C) and `labels` (N,) theirs, `codes` (C,) the label codes.
+    """
+    flagged, suggested = suspects(probabilities, labels)
+    if len(flagged):
+        order = np.argsort(rows[flagged])
+        names = [part.labels[c] for c in codes[suggested[order]].tolist()]
+        message = (
+            f"{len(flagged):,} labels in {part.name} look wrong to {judge}{scope}; look at them, `suggested` "
+            "names the likelier label"
+        )
+        return [part.finding("suspected-label-error", "warning", message, rows[flagged[order]], suggested=names)]
+    verdict = trust(probabilities, labels)
+    doubted = len(confident_suspects(probabilities, labels)[0])
+    if verdict.bound or not doubted:
         return []
-    order = np.argsort(rows)
-    names = [part.labels[c] for c in codes[order].tolist()]
     message = (
-        f"{len(rows):,} labels in {part.name} look wrong to {judge}{scope}; look at them, `suggested` "
-        "names the likelier label"
+        f"{doubted:,} labels in {part.name} surprise {judge}{scope}, but it is right on {verdict.accuracy:.0%} of the rows "
+        "and about as many surprises are to be expected of hard examples, so none is called wrong; check a few by hand"
     )
-    return [part.finding("suspected-label-error", "warning", message, rows[order], suggested=names)]
+    return [part.finding("labels-hard-to-judge", "info", message)]
 
 
 def _places(part: Part, split: Split) -> np.ndarray:
