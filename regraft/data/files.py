@@ -28,6 +28,7 @@ NOT_DATA = (
     "categories",
     "labels",
     "ground_truth",
+    "fixed",
     "metadata",
 )
 KEPT_QUIET = (".gitkeep", ".gitignore")  # placeholders that people put there on purpose
