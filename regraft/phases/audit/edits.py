@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -50,29 +51,10 @@ FILLERS = frozenset(
 
 
 SMALL_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "this",
-        "that",
-        "these",
-        "those",
-        "my",
-        "your",
-        "our",
-        "his",
-        "her",
-        "their",
-        "its",
-        "is",
-        "are",
-        "was",
-        "were",
-    ]
+    re.findall(r"\w+", "a an the this that these those my your our his her their its is are was were")
 )
 NEGATIONS = frozenset(
-    ["not", "no", "never", "none", "nobody", "nothing", "neither", "nor", "without", "cannot", "t"]
+    re.findall(r"\w+", "not no never none nobody nothing neither nor without cannot t")
 )  # t: of "don't"
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,12 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from regraft.data.dataset import Dataset
+from regraft.data.sniff import NO_DELIMITER, sniff
 from regraft.errors import DataError, RunError
 from regraft.phases.audit.duplicates import Keyed
 from regraft.phases.audit.image_scan import as_rgb
 from regraft.phases.audit.images import look_at
 from regraft.phases.audit.labels import with_merged
-from regraft.phases.audit.parts import Part, as_text, parts_of
+from regraft.phases.audit.parts import Part, as_text, index_of, parts_of
 from regraft.phases.audit.text import repaired, without_missing
 from regraft.phases.audit.text_duplicates import keyed_parts
 from regraft.phases.findings import AuditReport
@@ -46,6 +48,7 @@ CONVERTED = (
     "wrong-extension",
 )
 FIXED = "fixed.json"
+CLASSES = "classes.json"  # names of integer labels, which belong to the data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +64,9 @@ def fix(dataset: Dataset, report: AuditReport, out: Path, *, relabel: bool = Fal
     """Write a cleaned copy of the data to the new folder `out` and say what was changed (also in `out/fixed.json`).
 
     Dropped: unreadable rows and images, rows without label or text, copies, training rows that also stand in valid or test,
-    rows whose copies contradict each other. Changed: mojibake, spellings of labels, odd image modes and turned images;
-    suspected label errors only with `relabel`. The original is never written to. RunError where `out` exists.
+    rows whose copies contradict each other, but for those with the majority label. Changed: mojibake, spellings of labels,
+    odd image modes and turned images; suspected label errors only with `relabel`. The original is never written to.
+    RunError where `out` exists.
     """
     if out.exists():
         raise RunError(
@@ -95,6 +99,9 @@ def fix(dataset: Dataset, report: AuditReport, out: Path, *, relabel: bool = Fal
     rows = {part.name: len(part) - len(np.unique(np.concatenate([[], *reasons[part.name].values()]))) for part in parts}
     fixed = Fixed(dropped=dropped, changed=changed, rows=rows)
     content = {"format": "regraft.fixed/1", "dropped": dropped, "changed": changed, "rows": rows}
+    names = dataset.path / CLASSES
+    if names.is_file():
+        shutil.copyfile(names, waiting / CLASSES)
     (waiting / FIXED).write_text(json.dumps(content, indent=2), encoding="utf-8")
     waiting.rename(out)
     return fixed
@@ -115,7 +122,10 @@ def drops(keyed: Sequence[Keyed], report: AuditReport) -> dict[str, dict[str, np
     for finding in report.findings:
         for part in parts:
             if finding.split == part.name and finding.kind in DROPPED:
-                drop(part, finding.kind, places(part, finding.rows))
+                index = index_of(part, finding.rows)
+                if finding.kind == "label-conflict":
+                    index = outvoted(next(one for one in keyed if one.part is part), index)
+                drop(part, finding.kind, index)
     for earlier, later in combinations(keyed, 2):
         if earlier.part.name in ("train", "valid") and later.part.name in ("valid", "test"):
             held = later.folded[later.part.usable]
@@ -130,6 +140,21 @@ def drops(keyed: Sequence[Keyed], report: AuditReport) -> dict[str, dict[str, np
     return out
 
 
+def outvoted(keyed: Keyed, index: np.ndarray) -> np.ndarray:
+    """Of rows that contradict each other, those without the majority label; all rows of an input where no label has more."""
+    codes = keyed.part.clean_codes
+    votes: dict[int, Counter[int]] = {}
+    keys = keyed.folded[index].tolist()
+    for key, code in zip(keys, codes[index].tolist(), strict=True):
+        votes.setdefault(key, Counter())[code] += 1
+    winner: dict[int, int | None] = {}
+    for key, count in votes.items():
+        ranked = count.most_common(2)
+        winner[key] = None if len(ranked) > 1 and ranked[0][1] == ranked[1][1] else ranked[0][0]
+    lost = [winner[key] != code for key, code in zip(keys, codes[index].tolist(), strict=True)]
+    return index[np.array(lost, dtype=bool)]
+
+
 def new_labels(part: Part, report: AuditReport, *, relabel: bool) -> dict[int, str]:
     """Index -> label, for rows whose label is spelt in another way, or suspected when `relabel`."""
     out: dict[int, str] = {}
@@ -137,18 +162,8 @@ def new_labels(part: Part, report: AuditReport, *, relabel: bool) -> dict[int, s
     for kind in kinds:
         for finding in report.findings:
             if finding.kind == kind and finding.split == part.name:
-                out |= dict(zip(places(part, finding.rows).tolist(), finding.suggested, strict=True))
+                out |= dict(zip(index_of(part, finding.rows).tolist(), finding.suggested, strict=True))
     return out
-
-
-def places(part: Part, rows: tuple[int | str, ...]) -> np.ndarray:
-    """Indices in the part of the rows that a finding names; rows that were never read are left out."""
-    if part.names is not None:
-        known = {name: index for index, name in enumerate(part.names)}
-        return np.array([known[row] for row in rows if row in known], dtype=np.int64)
-    wanted = np.array([row for row in rows if isinstance(row, int)], dtype=np.int64)
-    place = np.minimum(np.searchsorted(part.split.rows, wanted), max(len(part) - 1, 0))
-    return place[part.split.rows[place] == wanted] if len(part) else place[:0]
 
 
 def _keyed(parts: tuple[Part, ...], dataset: Dataset) -> list[Keyed]:
@@ -168,7 +183,7 @@ def _write_table(
     changed: dict[str, int] = {}
     for finding in report.findings:
         if finding.kind == "mojibake" and finding.split == part.name and finding.column:
-            index = places(part, finding.rows)
+            index = index_of(part, finding.rows)
             mended = {i: repaired(table.column(finding.column)[i].as_py()) for i in index.tolist() if keep[i]}
             table = _replaced(table, finding.column, {i: text for i, text in mended.items() if text is not None})
             changed["mojibake"] = len(mended)
@@ -176,7 +191,7 @@ def _write_table(
     if relabelled and len(dataset.schema.label) == 1:
         table = _replaced(table, dataset.schema.label[0], relabelled)
         changed["label"] = len(relabelled)
-    _save(table.filter(pa.array(keep)), out / _target(part))
+    _save(table.filter(pa.array(keep)), out / _target(part), delimiter=_delimiter(part, dataset))
     return changed
 
 
@@ -198,7 +213,15 @@ def _target(part: Part) -> str:
     return Path(part.split.file).name if suffix in (".csv", ".tsv", ".jsonl", ".parquet") else f"{part.name}.parquet"
 
 
-def _save(table: pa.Table, path: Path) -> None:
+def _delimiter(part: Part, dataset: Dataset) -> str:
+    """What ends the fields of the original file; a comma (in .tsv a tab) where it is no delimited file."""
+    suffix = Path(part.split.file).suffix.lower()
+    source = dataset.path / part.split.file if dataset.path.is_dir() else dataset.path
+    found = sniff(source).delimiter if suffix in (".csv", ".tsv") and source.is_file() else NO_DELIMITER
+    return found if found != NO_DELIMITER else "\t" if suffix == ".tsv" else ","
+
+
+def _save(table: pa.Table, path: Path, *, delimiter: str) -> None:
     """Write a table in the format of the name, in UTF-8."""
     import pyarrow.csv as arrow_csv
     import pyarrow.parquet as parquet
@@ -218,7 +241,7 @@ def _save(table: pa.Table, path: Path) -> None:
             raise DataError(
                 f"{path.name}: the columns {', '.join(nested)} cannot be written as text; give the data as Parquet"
             )
-        arrow_csv.write_csv(table, path, arrow_csv.WriteOptions(delimiter="\t" if suffix == ".tsv" else ","))
+        arrow_csv.write_csv(table, path, arrow_csv.WriteOptions(delimiter=delimiter))
 
 
 def _write_images(
@@ -230,7 +253,7 @@ def _write_images(
     odd = {kind: set() for kind in CONVERTED}
     for finding in report.findings:
         if finding.kind in CONVERTED and finding.split == part.name:
-            odd[finding.kind] |= set(places(part, finding.rows).tolist())
+            odd[finding.kind] |= set(index_of(part, finding.rows).tolist())
     convert = set().union(*odd.values())
     taken: set[Path] = set()
     names = [Path(str(name)) for name in part.names or ()]

@@ -106,6 +106,23 @@ def parts_of(dataset: Dataset) -> tuple[Part, ...]:
     )
 
 
+def index_of(part: Part, rows: Sequence[int | str]) -> np.ndarray:
+    """Indices in the part of the rows that a finding names; rows that were never read are left out."""
+    if part.names is not None:
+        known = {name: index for index, name in enumerate(part.names)}
+        return np.array([known[row] for row in rows if row in known], dtype=np.int64)
+    wanted = np.array([row for row in rows if isinstance(row, int)], dtype=np.int64)
+    place = np.minimum(np.searchsorted(part.split.rows, wanted), max(len(part) - 1, 0))
+    return place[part.split.rows[place] == wanted] if len(part) else place[:0]
+
+
+def places(part: Part, split: Split) -> np.ndarray:
+    """Indices in the part of the rows of a split that belongs to it."""
+    if part.split.positions is None or split.positions is None:
+        return np.arange(len(split)) if split.positions is None else split.positions
+    return np.searchsorted(part.split.positions, split.positions)
+
+
 def is_missing(column: pa.Array | pa.ChunkedArray, marks: tuple[str, ...]) -> np.ndarray:
     """(N,) bool: null, NaN, blank, or one of `marks` without regard to case."""
     if pa.types.is_floating(column.type):

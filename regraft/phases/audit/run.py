@@ -12,6 +12,7 @@ import numpy as np
 from regraft.data.dataset import Dataset, Problem
 from regraft.errors import DataError
 from regraft.phases.audit.columns import column_findings
+from regraft.phases.audit.cuts import cut_findings
 from regraft.phases.audit.descriptors import image_features, own_suspects
 from regraft.phases.audit.image_scan import thumbnails
 from regraft.phases.audit.images import Looked, image_findings, look_at
@@ -59,6 +60,7 @@ def audit(
         facts |= {"lengths": lengths} if lengths else {}
         found, compared = duplicate_findings(parts, dataset.schema, seed=seed)
         findings += found
+    findings += cut_findings(dataset, parts, found)
     facts["samples"] |= {key: value for key, value in compared.items() if key == "near_duplicates"}
     facts |= {key: value for key, value in compared.items() if key != "near_duplicates"}
     findings += _labels(parts, dataset)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from regraft.data.dataset import Dataset, Split
+from regraft.data.dataset import Dataset
 from regraft.phases.audit.labels import with_merged
-from regraft.phases.audit.parts import Part, parts_of
+from regraft.phases.audit.parts import Part, parts_of, places
 from regraft.phases.findings import Finding
 
 MARGIN = 0.3  # probability by which another class must lead, at least, before a row is suspected
@@ -20,6 +20,7 @@ FEWEST = 8  # rows of a class below which its rows are not judged
 RIDGE = 0.3  # penalty of the audit's own model, for rows scaled to length 1
 SURE = 0.5  # a suspect has at most this share of the probability its label would have by chance (1 / classes) ...
 WEAK, GOOD = 0.7, 0.85  # ... where the judge is right on GOOD of the rows; less below that, and none at WEAK
+FINE = 0.9  # accuracy from which a judge needs no surplus: even if it is wrong each time, it names few rows
 TAIL = (
     0.25,
     0.1,
@@ -45,7 +46,7 @@ def trust(probabilities: np.ndarray, labels: np.ndarray) -> Verdict:
     """How far held-out probabilities (N, C) can be trusted to tell wrong labels (N,) from hard examples.
 
     On a hard task a calibrated judge expects p N labels of probability p and finds as many, so they say nothing; wrong
-    labels do not ask how likely they are and stand out as a surplus. Without one, or at an accuracy of WEAK, the bound is 0.
+    labels do not ask how likely they are and stand out as a surplus. Without one the bound is 0 below an accuracy of FINE.
     """
     classes = probabilities.shape[1]
     own = probabilities[np.arange(len(labels)), labels] * classes
@@ -56,7 +57,7 @@ def trust(probabilities: np.ndarray, labels: np.ndarray) -> Verdict:
         expected = float(probabilities[probabilities * classes < share].sum())
         surplus = max(surplus, 1 - expected / seen if seen >= COUNTED else 0.0)
     reach = SURE * min(max((accuracy - WEAK) / (GOOD - WEAK), 0.0), 1.0)
-    return Verdict(accuracy=accuracy, surplus=surplus, bound=reach if surplus >= SURPLUS else 0.0)
+    return Verdict(accuracy=accuracy, surplus=surplus, bound=reach if surplus >= SURPLUS or accuracy >= FINE else 0.0)
 
 
 def suspects(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -154,7 +155,7 @@ def given_suspects(dataset: Dataset, parts: tuple[Part, ...], probabilities: Map
         ]
         if not pieces:
             continue
-        index = np.concatenate([_places(part, dataset.splits[name]) for name in pieces])
+        index = np.concatenate([places(part, dataset.splits[name]) for name in pieces])
         scores = np.concatenate([np.asarray(probabilities[name], dtype=np.float64) for name in pieces])
         code = {label: c for c, label in enumerate(part.labels)}
         merged = np.array([part.merged[code[name]] if name in code else -1 for name in classes])
@@ -202,13 +203,6 @@ def suspect_findings(
         "and about as many surprises are to be expected of hard examples, so none is called wrong; check a few by hand"
     )
     return [part.finding("labels-hard-to-judge", "info", message)]
-
-
-def _places(part: Part, split: Split) -> np.ndarray:
-    """Where the rows of a split stand in its part."""
-    if part.split.positions is None or split.positions is None:
-        return np.arange(len(split))
-    return np.searchsorted(part.split.positions, split.positions)
 
 
 def _softened(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
