@@ -95,6 +95,9 @@ class ProbeSpec(Spec):
     """The probe on frozen features: what is read and how the head is chosen, out of fold."""
 
     folds: int = Field(default=5, ge=2)
+    views: int | None = Field(
+        default=None, ge=0
+    )  # images: augmented views of each example the head is fitted on as well
     depths: Literal["all", "last"] = "all"  # compare every height, or read the last layer only
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the forward passes; auto is measured once, by the plan
 

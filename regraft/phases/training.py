@@ -41,10 +41,13 @@ def builder(options: TrainSpec) -> DescentBuilder:
 
 def examples(encoded: Encoded, targets: Tensor | None, options: TrainSpec, *, seed: int) -> Examples:
     """Training batches of encoded examples, augmented if the options say so."""
-    augment = None
-    if options.augment:
-        augment = Augment(flip=0.5 * options.flip, translate=0.08, rotate=8.0, brightness=0.2, contrast=0.2)
+    augment = usual_augment(flip=options.flip) if options.augment else None
     return Examples(encoded, targets, batch_size=options.batch_size, seed=seed, augment=augment)
+
+
+def usual_augment(*, flip: bool) -> Augment:
+    """Small shifts, turns and changes of light, which leave the label of almost any picture as it is; mirroring only if asked."""
+    return Augment(flip=0.5 * flip, translate=0.08, rotate=8.0, brightness=0.2, contrast=0.2)
 
 
 def supervised_recipe(

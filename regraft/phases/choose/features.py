@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 import numpy as np
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from regraft.core.descent import Precision
 from regraft.core.forward import inputs_of
 from regraft.core.modes import eval_mode
+from regraft.data.augment import Augment, uniforms
 from regraft.data.encoded import Encoded
+from regraft.data.images import EncodedImages
 from regraft.data.sources import in_order
 
 Read = tuple[int, str]  # a depth and how its output is pooled
@@ -64,6 +67,34 @@ def all_features(
                 out[key][index] = value.float()
             progress(len(rows))
     return {key: value.clone() for key, value in out.items()}
+
+
+@dataclass(frozen=True)
+class AugmentedView:
+    """Encoded images as they look in one augmented view: a function of (seed, view, example)."""
+
+    base: EncodedImages
+    augment: Augment
+    seed: int
+    view: int
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Those of the images."""
+        return self.base.inputs
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Those of the images."""
+        return self.base.lengths
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def collate(self, rows: np.ndarray, /) -> dict[str, Tensor]:
+        """The images `rows` (M,), augmented."""
+        draws = uniforms(self.seed, rows + self.view * len(self.base))
+        return self.base.collate_changed(rows, lambda pixels: self.augment.apply(pixels, draws))
 
 
 def joined(features: Features, reads: Iterable[Read]) -> Tensor:

@@ -5,7 +5,7 @@ One depth alone is judged by exact leave-one-out predictions, combinations of de
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,8 +13,7 @@ from torch import Tensor
 from regraft.models.heads import standardisation
 
 STRENGTHS = tuple(10.0**k for k in (-3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 2))  # times the mean of the diagonal
-HELD_OUT_STRENGTHS = (0.003, 0.03, 0.3, 3.0)
-MOST_FEATURES = 6000  # of all reads together, for products of features
+HELD_OUT_STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 Read = tuple[int, str]
 
 
@@ -76,62 +75,28 @@ def best_score(gram: Tensor, targets: Tensor, *, task: str, num_outputs: int) ->
 class HeldOut:
     """Ridge scores of any combination of reads on a held-out quarter of the rows, each for the price of some Cholesky factors.
 
-    All reads together have one matrix of inner products of features (F, F); a combination is a part of it. With fewer rows
-    than features the products of rows (N, N) are kept instead, and a combination is a sum of them.
+    The inner products of rows (N, N) are computed once for each read; those of a combination are their sum.
     """
 
     def __init__(self, features: Mapping[Read, Tensor], targets: Tensor, *, task: str, num_outputs: int) -> None:
-        self.task, self.targets = task, targets
         rows = len(targets)
+        self.task, self.targets = task, targets
         self.fitted, self.held = slice(0, rows - rows // 4), slice(rows - rows // 4, rows)
-        self.columns = one_hot(targets, task, num_outputs)
-        self.centre = self.columns[self.fitted].mean(0)
-        self.widths = {read: values.shape[1] for read, values in features.items()}
-        self.by_features = sum(self.widths.values()) <= min(MOST_FEATURES, rows)
-        scaled = {read: _standard(values, self.fitted) for read, values in features.items()}
-        if self.by_features:
-            x = torch.cat(list(scaled.values()), dim=1)
-            ends = torch.tensor(list(self.widths.values())).cumsum(0).tolist()
-            self.places = {
-                read: range(end - self.widths[read], end) for read, end in zip(self.widths, ends, strict=True)
-            }
-            fit = x[self.fitted]
-            self.products, self.moments, self.rest = (
-                fit.T @ fit,
-                fit.T @ (self.columns[self.fitted] - self.centre),
-                x[self.held],
-            )
-        else:
-            self.grams = {read: values @ values.T for read, values in scaled.items()}
+        columns = one_hot(targets, task, num_outputs)[self.fitted]
+        self.centre = columns.mean(0)
+        self.moments = columns - self.centre
+        self.grams = {read: block_gram(values) for read, values in features.items()}
 
     def best(self, reads: Sequence[Read]) -> float:
         """The best held-out score of a combination over the strengths."""
-        predictions = self._by_features(reads) if self.by_features else self._by_rows(reads)
-        held = self.targets[self.held]
-        return max(score(self.centre + p, held, self.task) for p in predictions)
-
-    def _by_features(self, reads: Sequence[Read]) -> Iterator[Tensor]:
-        index = torch.cat([torch.arange(self.places[read].start, self.places[read].stop) for read in reads])
-        products, moments, rest = self.products[index][:, index], self.moments[index], self.rest[:, index]
-        for ridge in _ridges(products):
-            yield rest @ torch.cholesky_solve(moments, torch.linalg.cholesky(ridge))
-
-    def _by_rows(self, reads: Sequence[Read]) -> Iterator[Tensor]:
-        gram = torch.stack([self.grams[read] for read in reads]).sum(0)
-        moments = self.columns[self.fitted] - self.centre
-        for ridge in _ridges(gram[self.fitted, self.fitted]):
-            yield gram[self.held, self.fitted] @ torch.cholesky_solve(moments, torch.linalg.cholesky(ridge))
-
-
-def _ridges(products: Tensor) -> Iterator[Tensor]:
-    """The matrix with each strength on its diagonal."""
-    scale = float(products.diagonal().mean())
-    for strength in HELD_OUT_STRENGTHS:
-        ridge = products.clone()
-        ridge.diagonal().add_(strength * scale)
-        yield ridge
-
-
-def _standard(values: Tensor, fitted: slice) -> Tensor:
-    mean, deviation = (part.float() for part in standardisation(values[fitted]))
-    return (values.float() - mean) / deviation
+        gram = self.grams[reads[0]].clone()
+        for read in reads[1:]:
+            gram += self.grams[read]
+        inside, across = gram[self.fitted, self.fitted], gram[self.held, self.fitted]
+        scale, scores = float(inside.diagonal().mean()), list[float]()
+        for strength in HELD_OUT_STRENGTHS:
+            ridge = inside.clone()
+            ridge.diagonal().add_(strength * scale)
+            predicted = self.centre + across @ torch.cholesky_solve(self.moments, torch.linalg.cholesky(ridge))
+            scores.append(score(predicted, self.targets[self.held], self.task))
+        return max(scores)

@@ -16,18 +16,20 @@ from regraft.core.forward import inputs_of
 from regraft.core.modes import train_mode
 from regraft.core.values import Clock
 from regraft.data.encode import encode_split
+from regraft.data.encoded import Encoded
+from regraft.data.images import EncodedImages
 from regraft.errors import BudgetError, ConfigError, suggest
 from regraft.losses.supervised import objective_for
 from regraft.models.graft import Graft
 from regraft.models.standard import StandardHead
-from regraft.phases.choose.features import LAST, Features, Read, all_features
+from regraft.phases.choose.features import LAST, AugmentedView, Features, Read, all_features
 from regraft.phases.choose.fit import Head
 from regraft.phases.choose.plan import Speed, choose_precision, make_race, measure_step
-from regraft.phases.choose.probe import FittedReads, fit_probe, refit
+from regraft.phases.choose.probe import FittedReads, Probe, fit_probe, refit
 from regraft.phases.choose.rules import STRATEGIES, Facts
 from regraft.phases.job import Job
 from regraft.phases.metering import forward_flops
-from regraft.phases.training import Valid
+from regraft.phases.training import Valid, usual_augment
 
 PROBE_SHARE, EVALUATE_SHARE = 0.35, 0.15  # of the budget, at most
 FEWEST_ROWS = 200  # a probe on fewer rows than this, of more, says little
@@ -119,19 +121,26 @@ def probe_phase(job: Job) -> dict[str, Any]:
             seed=spec.seed,
         )
         valid = Valid(encoded=materials.encoded("valid"), targets=targets["valid"], task=task)
-        both: Features = {
-            read: torch.cat([features["train"][read], features["valid"][read]]) for read in features["train"]
-        }
-        targets_all = torch.cat([targets["train"], targets["valid"]])
+        views = _views(job, probe)
+        if views:
+            job.reporter.say(f"heads are fitted on {views} augmented views of each image as well")
+        grown = {name: _grown(job, name, features[name], targets[name], views) for name in ("train", "valid")}
         fitted = {"chosen": probe.chosen, "last": probe.last}
         notes: dict[str, Any] = {
             "curve": list(probe.curve),
             "compared": list(probe.compared),
             "sentences": list(probe.sentences),
+            "views": views,
         }
+        options_of = {"task": task, "num_outputs": outputs}
         for name in ("chosen", "last"):
+            if views:
+                fitted[name] = refit(fitted[name], *grown["train"], **options_of)
             outcome = fitted[name].logits(features["valid"])
-            fitted[f"{name}_all"] = refit(fitted[name], both, targets_all, task=task, num_outputs=outputs)
+            both = {read: torch.cat([grown["train"][0][read], grown["valid"][0][read]]) for read in fitted[name].reads}
+            fitted[f"{name}_all"] = refit(
+                fitted[name], both, torch.cat([grown["train"][1], grown["valid"][1]]), **options_of
+            )
             notes[name] = {
                 "reads": [list(read) for read in fitted[name].reads],
                 "l2": fitted[name].l2,
@@ -147,8 +156,30 @@ def probe_phase(job: Job) -> dict[str, Any]:
     return job.run.finish("probe", notes)
 
 
-def _read(job: Job, split: str) -> Features:
-    encoded = job.materials.encoded(split)
+FEW_IMAGES, USUAL_VIEWS = 5000, 4
+
+
+def _views(job: Job, probe: Probe) -> int:
+    """Augmented views of each image that the heads are fitted on besides the image itself."""
+    if job.dataset.schema.modality != "image" or not isinstance(job.base, Graft):
+        return 0
+    asked = (job.spec.probe or ProbeSpec()).views
+    return asked if asked is not None else USUAL_VIEWS * (probe.rows <= FEW_IMAGES)
+
+
+def _grown(job: Job, split: str, features: Features, targets: Tensor, views: int) -> tuple[Features, Tensor]:
+    """Features and targets of a split with those of its augmented views below them."""
+    if not views:
+        return features, targets
+    encoded = cast(EncodedImages, job.materials.encoded(split))
+    augment = usual_augment(flip=job.spec.train.flip)
+    looks = [_read(job, split, AugmentedView(encoded, augment, job.spec.seed, view)) for view in range(1, views + 1)]
+    grown = {read: torch.cat([values, *(look[read] for look in looks)]) for read, values in features.items()}
+    return grown, targets.repeat(views + 1, *(1,) * (targets.ndim - 1))
+
+
+def _read(job: Job, split: str, encoded: Encoded | None = None) -> Features:
+    encoded = encoded if encoded is not None else job.materials.encoded(split)
     job.reporter.begin(f"reading {split}", len(encoded), "rows")
     pools = ("mean", "max") if job.dataset.schema.modality == "text" else None
     last_only = job.spec.probe is not None and job.spec.probe.depths == "last"
