@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from regraft.core.stage import SLOTS, Recipe, Stage
 from regraft.core.technique import Technique
 from regraft.errors import Conflict
@@ -108,11 +110,19 @@ def _stage_lines(stage: Stage[Any]) -> str:
     shown: Mapping[str, object] = {
         "model": stage.model, "source": stage.source, "objective": stage.objective, "update": stage.update, "step": stage.step,
     }  # fmt: skip
-    count = sum(p.numel() for p in stage.trainable().values())
+    count = sum(p.numel() for p in _trainable(stage))
     lines = [f"stage {stage.name}: {stage.steps:,} steps, {count:,} trainable parameters"]
     lines += [f"  {slot:<10}{nest(part)}" for slot, part in shown.items()]
     hooks = ", ".join(nest(hook) for hook in stage.hooks) or "none"
     return "\n".join([*lines, f"  {'hooks':<10}{hooks}"])
+
+
+def _trainable(stage: Stage[Any]) -> list[nn.Parameter]:
+    """What the stage will train once it is prepared."""
+    if stage.trains is None:
+        return list(stage.trainable().values())
+    own = stage.objective.parameters() if isinstance(stage.objective, nn.Module) else ()
+    return [p for name, p in stage.model.named_parameters() if name in stage.trains] + list(own)
 
 
 def nest(part: object) -> str:
