@@ -137,7 +137,7 @@ class Watch(Hook):
 
     def load_state_dict(self, state: State) -> None:
         """Take back what `state_dict` gave."""
-        return
+        self.results, self.best_at, self.best = list(state["results"]), state["best_at"], dict(state["best"])
 
 
 def measured(judges: Mapping[str, Judge], model: nn.Module) -> dict[str, dict[str, float]]:

@@ -117,8 +117,9 @@ def test_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(shape, tea
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert (killed / "events.jsonl").read_text() == (whole / "events.jsonl").read_text()
-    notes = [json.loads((run / "phases" / "evaluate.json").read_text()) for run in (killed, whole)]
-    assert notes[0] == notes[1]
+    for phase in ("start", "train", "evaluate"):  # losses, validations and test scores
+        notes = [json.loads((run / "phases" / f"{phase}.json").read_text()) for run in (killed, whole)]
+        assert notes[0] == notes[1]
     assert (whole / "metrics.json").exists() == (shape not in ("gan", "maml"))
 
 
