@@ -156,6 +156,10 @@ def score(folder: Path) -> dict:
 def main() -> None:
     shared = Path(os.environ.get("REGRAFT_DATA", ROOT.parent / "shared" / "data"))
     folders = [Path(a) for a in sys.argv[1:]] or [shared / "messy_text_dev", shared / "messy_images_dev"]
+    missing = [str(folder) for folder in folders if not (folder / "ground_truth.json").exists()]
+    if missing:
+        print(f"skipped: {', '.join(missing)} not there; set REGRAFT_DATA to the folder that holds them")
+        return
     results = {folder.name: score(folder) for folder in folders}
     for name, result in results.items():
         print(
