@@ -261,14 +261,13 @@ def _exchange(making: Path, folder: Path) -> None:
 
 def _loaded_base(folder: Path, info: Mapping[str, Any], module: nn.Module | None) -> nn.Module:
     """The plain network of a folder with its weights."""
-    if info["base"] == "module":
-        if module is None:
-            raise ModelError(
-                f"{folder} holds the weights of {info['name']}, a class of your own; pass an instance of it as `module`"
-            )
-        return _with_weights(module, folder / "model.safetensors")
-    if info["base"] == "network":
-        network: nn.Module = rebuilt(read_json(folder / "network.json"))
+    if info["base"] == "module" and module is None:
+        raise ModelError(
+            f"{folder} holds the weights of {info['name']}, a class of your own; pass an instance of it as `module`"
+        )
+    if info["base"] in ("module", "network"):
+        own = module if info["base"] == "module" else None
+        network: nn.Module = own if own is not None else rebuilt(read_json(folder / "network.json"))
         if info["kind"] == "graft":
             example = torch.zeros(info["example_shape"])
             network = plain_backbone(network, example, modality=info["modality"]).module

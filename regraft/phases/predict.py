@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,6 @@ from regraft.data.encode import AnyPreprocessor, load_preprocessor, row_names
 from regraft.data.images import ImagePreprocessor
 from regraft.data.raw import table_values
 from regraft.data.read import load_as
-from regraft.data.tables import TablePreprocessor
 from regraft.data.text import TextPreprocessor
 from regraft.errors import DataError, RunError, suggest
 from regraft.models.save import load_model
@@ -151,7 +151,7 @@ def load(run: str | Path, *, module: nn.Module | None = None) -> Predictor:
         RunError: there is no finished model.
     """
     folder = model_folder(Path(run).expanduser())
-    model, info = load_model(folder, module=module)
+    model, info = load_model(folder, module=copy.deepcopy(module))  # the weights go into a copy
     preprocessor = load_preprocessor(folder)
     return Predictor(
         folder=folder,
@@ -249,12 +249,12 @@ def _from_rows(data: Any, schema: Schema) -> dict[str, list[object]]:
         for row in rows:
             _need(schema, [str(name) for name in row])
         return {name: [row[name] for row in rows] for name in schema.inputs}
-    if len(schema.inputs) == 1:
-        return {schema.inputs[0]: rows}
+    if not rows or len(schema.inputs) == 1:
+        return dict.fromkeys(schema.inputs, rows)
     if schema.modality == "text" and all(isinstance(row, tuple | list) and len(row) == 2 for row in rows):
         return {name: [row[at] for row in rows] for at, name in enumerate(schema.inputs)}
     wanted = ", ".join(schema.inputs[:6]) + (", ..." if len(schema.inputs) > 6 else "")
-    got = type(rows[0]).__name__ if rows else "nothing"
+    got = type(rows[0]).__name__
     raise DataError(f"data: this model takes {len(schema.inputs)} columns ({wanted}); give rows as mappings, got {got}")
 
 
@@ -301,6 +301,3 @@ def _image_bytes(value: object) -> object:
         except OSError as error:
             raise DataError(f"{value}: the image cannot be read ({error.strerror})") from None
     raise DataError(f"data: this model takes images as paths or bytes, got {type(value).__name__}")
-
-
-__all__ = ["Prediction", "Predictor", "TablePreprocessor", "columns_of", "load", "model_folder", "require_whole"]
