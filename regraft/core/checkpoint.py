@@ -88,15 +88,16 @@ def load_newest(folder: Path) -> tuple[State, Path, list[str]] | None:
 class Checkpointer(Hook):
     """Saves the run every `every` steps and keeps the newest `keep` checkpoints.
 
-    It belongs at the end of the run's hooks: those before it have then acted on the step.
+    It belongs at the end of the run's hooks: those before it have then acted on the step. While `enabled` is false it only
+    keeps its place among them.
     """
 
-    def __init__(self, folder: Path, *, every: int, keep: int = 2) -> None:
-        self.folder, self.every, self.keep = folder, every, keep
+    def __init__(self, folder: Path, *, every: int, keep: int = 2, enabled: bool = True) -> None:
+        self.folder, self.every, self.keep, self.enabled = folder, every, keep, enabled
 
     def on_step(self, run: Run, loss: Loss) -> None:
         """Save when a multiple of `every` steps has been made."""
-        if run.clock.step % self.every == 0 and run.clock.step < run.clock.total and not run.stopped:
+        if self.enabled and run.clock.step % self.every == 0 and run.clock.step < run.clock.total and not run.stopped:
             self.save(run)
 
     def save(self, run: Run) -> Path:

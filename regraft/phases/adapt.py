@@ -85,6 +85,7 @@ def _winner_folder(job: Job) -> Path:
 def _track(job: Job) -> Track:
     materials = job.materials
     precision: Precision = job.precision
+    every, keep = job.spec.checkpoint.every_steps, job.spec.checkpoint.keep
     valid = Valid(
         encoded=materials.encoded("valid"), targets=materials.targets("valid"), task=materials.task, precision=precision
     )
@@ -99,6 +100,7 @@ def _track(job: Job) -> Track:
         patience=job.spec.validate_.patience,
         log_for=lambda name: EventLog(job.run.path / EVENTS, candidate=name),
         tell=job.reporter.advance,
+        hooks=lambda name: (Checkpointer(job.run.path / "checkpoints", every=every, keep=keep, enabled=False),),
     )
 
 
@@ -193,7 +195,6 @@ def _resumed(job: Job, race: dict[str, Any]) -> Runner:
         spec = next(c for c in (job.spec.race or RaceSpec(candidates=())).candidates if c.name == race["winner"])
         runner = _track(job).runner(spec)
     folder = job.run.path / "checkpoints"
-    every, keep = job.spec.checkpoint.every_steps, job.spec.checkpoint.keep
     if not fresh:
         newest = load_newest(folder)
         if newest is not None:
@@ -205,7 +206,7 @@ def _resumed(job: Job, race: dict[str, Any]) -> Runner:
         elif _winner_folder(job).exists():
             runner.trainer.load(load(_winner_folder(job)))
     runner.rung, runner.seconds, runner.result = race["rung"], race["seconds"], race["result"]
-    runner.trainer.add_hook(Checkpointer(folder, every=every, keep=keep))
+    runner.trainer.enable_checkpoints()
     return runner
 
 

@@ -63,3 +63,22 @@ class AuditReport:
     def to_json(self) -> dict[str, Any]:
         """The content of audit.json."""
         return {"format": AUDIT_FORMAT, "findings": [f.to_json() for f in self.findings], "facts": dict(self.facts)}
+
+
+def audit_from_json(content: Mapping[str, Any]) -> AuditReport:
+    """The report that `AuditReport.to_json` wrote."""
+    findings = tuple(
+        Finding(
+            kind=entry["kind"],
+            severity=entry["severity"],
+            message=entry["message"],
+            split=entry.get("split"),
+            file=entry.get("file"),
+            column=entry.get("column"),
+            rows=tuple(entry["rows"]),
+            related=tuple(entry.get("related", ())),
+            suggested=tuple(entry.get("suggested", ())),
+        )
+        for entry in content["findings"]
+    )
+    return AuditReport(findings=findings, facts=content["facts"])

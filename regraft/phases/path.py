@@ -16,17 +16,21 @@ from regraft.config.recipe import ModelSpec, RecipeSpec, dump_recipe, read_recip
 from regraft.data.dataset import Dataset
 from regraft.data.read import load
 from regraft.errors import BudgetError, ConfigError, DataError
+from regraft.models.heads import standardisation
 from regraft.phases.adapt import adapt_phase, race_phase
-from regraft.phases.audit.run import audit, write_findings_csv
+from regraft.phases.audit.run import audit, with_suspects, write_findings_csv
+from regraft.phases.audit.suspects import held_out_probabilities
+from regraft.phases.choose.features import LAST
 from regraft.phases.choose.plan import parse_budget
-from regraft.phases.choose.run import measure, plan_phase, probe_phase
-from regraft.phases.findings import AuditReport
+from regraft.phases.choose.run import measure, plan_phase, probe_phase, read_features
+from regraft.phases.findings import AuditReport, audit_from_json
 from regraft.phases.finish import calibrate_phase, evaluate_phase, report_phase
 from regraft.phases.job import Job
 from regraft.phases.progress import Reporter, Silent
 from regraft.phases.rundir import AUDIT, FINDINGS, RECIPE, RunDirectory
 
 DEFAULT_BUDGET_S = 600.0
+MOST_JUDGED = 20_000  # rows whose labels the frozen features judge; of more, evenly spaced ones
 
 
 def job_recipe(
@@ -125,6 +129,7 @@ def _walk(job: Job) -> RunDirectory:
     audit_phase(job)
     measure(job)
     probe_phase(job)
+    suspects_phase(job)
     plan_phase(job)
     race_phase(job)
     adapt_phase(job)
@@ -157,9 +162,8 @@ def audit_phase(job: Job) -> dict[str, Any]:
     if done is not None:
         return done
     with job.phase("audit", "what is wrong with the data"):
-        report = audit(job.dataset, seed=job.spec.seed)
-        job.run.write_json(AUDIT, _plain(report.to_json()))
-        write_findings_csv(report, job.run.path / FINDINGS)
+        report = audit(job.dataset, suspects=job.dataset.schema.modality == "table", seed=job.spec.seed)
+        _write_audit(job, report)
         for sentence in headline(report):
             job.reporter.say(sentence)
         errors = report.errors
@@ -171,6 +175,37 @@ def audit_phase(job: Job) -> dict[str, Any]:
             )
     counts = {level: sum(f.severity == level for f in report.findings) for level in ("error", "warning", "info")}
     return job.run.finish("audit", {"counts": counts, "gate": {"passed": not errors, "errors": len(errors)}})
+
+
+def suspects_phase(job: Job) -> None:
+    """Add label errors to the audit, as the frozen features see them: each row judged by a fit without it."""
+    schema = job.dataset.schema
+    unsuited = schema.modality == "table" or schema.task not in ("binary", "multiclass")
+    if unsuited or job.run.done("suspects") is not None:
+        return
+    features = job.found["features"]["train"] if "features" in job.found else read_features(job, "train")
+    with job.phase("suspects", "labels that the frozen features speak against"):
+        notes = job.run.done("probe") or {}
+        best = max(notes["curve"], key=lambda point: point["score"])["depth"]
+        values = next(v for (depth, pool), v in features.items() if depth == best and pool in ("mean", LAST[1]))
+        judged = np.linspace(0, len(values) - 1, min(len(values), MOST_JUDGED)).astype(np.int64)
+        mean, deviation = standardisation(values[judged])
+        standard = ((values[judged] - mean) / deviation).numpy()
+        labels = job.materials.raw_targets("train")[judged]
+        held_out = held_out_probabilities(standard, labels, is_kernel=False)
+        full = np.full((len(job.dataset.splits["train"]), len(schema.classes)), 1.0 / len(schema.classes))
+        full[job.materials.rows("train")[judged], : held_out.shape[1]] = held_out
+        report = with_suspects(audit_from_json(job.run.read_json(AUDIT)), job.dataset, {"train": full})
+        _write_audit(job, report)
+        for finding in report.findings:
+            if finding.kind == "suspected-label-error":
+                job.reporter.say(f"{finding.severity}: {finding.message}")
+    job.run.finish("suspects", {"judged": len(judged)})
+
+
+def _write_audit(job: Job, report: AuditReport) -> None:
+    job.run.write_json(AUDIT, _plain(report.to_json()))
+    write_findings_csv(report, job.run.path / FINDINGS)
 
 
 def headline(report: AuditReport) -> list[str]:

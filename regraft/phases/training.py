@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from regraft.config.recipe import CandidateSpec, TrainSpec
 from regraft.core import Hook, Loss, Recipe, Run, Stage, Technique, compile
+from regraft.core.checkpoint import Checkpointer
 from regraft.core.descent import Precision
 from regraft.core.protocols import State
 from regraft.core.run import Log
@@ -215,11 +216,11 @@ class Trainer:
     def _start(self, index: int, previous: Run | None) -> Run:
         return start(self.recipe, index, seed=self.seed, hooks=self.hooks, log=self.log, previous=previous)
 
-    def add_hook(self, hook: Hook) -> None:
-        """One more hook of the whole run, from now on."""
-        self.hooks = (*self.hooks, hook)
-        if self.run is not None:
-            self.run.hooks = (*self.run.hooks, hook)
+    def enable_checkpoints(self) -> None:
+        """From now on the run's checkpointers save: only the winner of a race can be resumed within its training."""
+        for hook in self.hooks:
+            if isinstance(hook, Checkpointer):
+                hook.enabled = True
 
     def load(self, state: dict[str, Any]) -> None:
         """Stand where a checkpoint was made."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from regraft.phases.audit.image_scan import thumbnails
 from regraft.phases.audit.images import Looked, image_findings, look_at
 from regraft.phases.audit.labels import class_counts, label_findings, missing_label_finding, with_merged
 from regraft.phases.audit.leakage import leakage_findings
-from regraft.phases.audit.parts import Part, parts_of
+from regraft.phases.audit.parts import Part, parts_of, places
 from regraft.phases.audit.suspects import given_suspects, suspect_findings_from
 from regraft.phases.audit.text import text_findings, without_missing
 from regraft.phases.audit.text_duplicates import duplicate_findings
@@ -175,8 +176,14 @@ def _suspects(
     if train is None:
         return [], {}
     values = None
-    if features and "train" in features and len(features["train"]) == len(train):
-        values = np.asarray(features["train"])
+    pieces = [name for name in features or {} if dataset.splits[name].file == train.split.file]
+    if features and pieces:  # rows that were cut off the file may have none, and are then not judged
+        values = np.zeros((len(train), np.shape(features[pieces[0]])[1]))
+        known = np.zeros(len(train), dtype=bool)
+        for name in pieces:
+            index = places(train, dataset.splits[name])
+            values[index], known[index] = features[name], True
+        train = replace(train, usable=train.usable & known)
     elif looked:
         looks = next(one.looks for one in looked if one.part.name == "train")
         grey, colour = thumbnails(looks)

@@ -107,7 +107,7 @@ def probe_phase(job: Job) -> dict[str, Any]:
     with job.phase("probe", "one forward pass of the frozen model, heads on every height") as meter:
         materials, spec = job.materials, job.spec
         options = spec.probe or ProbeSpec()
-        features = {name: _read(job, name) for name in ("train", "valid")}
+        features = {name: read_features(job, name) for name in ("train", "valid")}
         meter.flops = _flops(job, ("train", "valid"))
         targets = {name: materials.targets(name) for name in ("train", "valid")}
         task, outputs = materials.task, materials.num_outputs
@@ -173,12 +173,15 @@ def _grown(job: Job, split: str, features: Features, targets: Tensor, views: int
         return features, targets
     encoded = cast(EncodedImages, job.materials.encoded(split))
     augment = usual_augment(flip=job.spec.train.flip)
-    looks = [_read(job, split, AugmentedView(encoded, augment, job.spec.seed, view)) for view in range(1, views + 1)]
+    looks = [
+        read_features(job, split, AugmentedView(encoded, augment, job.spec.seed, view)) for view in range(1, views + 1)
+    ]
     grown = {read: torch.cat([values, *(look[read] for look in looks)]) for read, values in features.items()}
     return grown, targets.repeat(views + 1, *(1,) * (targets.ndim - 1))
 
 
-def _read(job: Job, split: str, encoded: Encoded | None = None) -> Features:
+def read_features(job: Job, split: str, encoded: Encoded | None = None) -> Features:
+    """Features of a split, or of another encoding of it, at all boundaries that the recipe wants compared."""
     encoded = encoded if encoded is not None else job.materials.encoded(split)
     job.reporter.begin(f"reading {split}", len(encoded), "rows")
     pools = ("mean", "max") if job.dataset.schema.modality == "text" else None

@@ -1,0 +1,133 @@
+"""The main job on embedded samples: it ends, it repeats to the bit, and it goes on after a kill to the bits it would have had."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from regraft.config.data import DataSpec
+from regraft.config.recipe import ModelSpec, RecipeSpec, read_recipe
+from regraft.errors import ConfigError, RunError
+from regraft.phases.path import job_recipe, plan_job, resume_job, run_job
+from regraft.phases.progress import Silent
+
+
+class Killed(Exception):
+    """Stands for a process that is gone."""
+
+
+class KilledAt(Silent):
+    """A reporter that ends the process when a phase begins, or after so many steps of one."""
+
+    def __init__(self, phase: str, after: int | None = None) -> None:
+        self.at, self.after, self.now, self.done = phase, after, "", 0
+
+    def phase(self, name: str, what: str, /) -> None:
+        self.now = name
+        if name == self.at and self.after is None:
+            raise Killed(name)
+
+    def advance(self, done: int, note: str = "", /) -> None:
+        if self.now == self.at and self.after is not None:
+            self.done += done
+            if self.done >= self.after:
+                raise Killed(self.now)
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> RecipeSpec:
+    """A plan for the diabetes table with two short trainings' worth of steps, checkpointed every 10."""
+    spec = job_recipe(DataSpec(path="diabetes"), ModelSpec(), budget="600s", strategy="full")
+    plan = plan_job(spec)
+    assert plan.race is not None
+    probe, full = plan.race.candidates
+    race = plan.race.replaced(candidates=(probe, full.replaced(steps=60)))
+    return plan.replaced(race=race, checkpoint=plan.checkpoint.replaced(every_steps=10))
+
+
+@pytest.fixture(scope="module")
+def whole(planned: RecipeSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_job(planned, tmp_path_factory.mktemp("whole") / "run").path
+
+
+def final(run: Path) -> dict[str, bytes]:
+    tensors = load_file(run / "phases" / "final.safetensors")
+    return {name: value.numpy().tobytes() for name, value in tensors.items()}
+
+
+def test_every_phase_leaves_its_files(whole):
+    names = (
+        "recipe.yaml",
+        "manifest.json",
+        "audit.json",
+        "findings.csv",
+        "metrics.json",
+        "ledger.json",
+        "events.jsonl",
+        "report.html",
+    )
+    assert [name for name in names if not (whole / name).exists()] == []
+    phases = [line["phase"] for line in json.loads((whole / "ledger.json").read_text())]
+    assert phases == ["audit", "probe", "race", "adapt", "calibrate", "evaluate", "report"]
+
+
+def test_the_result_is_not_below_the_probe_on_validation(whole):
+    metrics = json.loads((whole / "metrics.json").read_text())
+    scores = {c["name"]: c["valid"]["score"] for c in metrics["candidates"]}
+    assert metrics["test_uses"] == 1
+    assert scores[metrics["winner"]] >= scores["probe"]
+
+
+def test_the_same_recipe_gives_the_same_bits(whole, tmp_path):
+    again = run_job(read_recipe(whole / "recipe.yaml"), tmp_path / "again").path
+    assert final(again) == final(whole)
+    ours, theirs = (json.loads((run / "metrics.json").read_text())["final"] for run in (again, whole))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("phase", "after"),
+    [
+        ("probe", None),
+        ("race", None),
+        ("adapt", None),
+        ("adapt", 35),
+        ("calibrate", None),
+        ("evaluate", None),
+        ("report", None),
+    ],
+)
+def test_a_killed_job_ends_with_the_bits_it_would_have_had(whole, planned, tmp_path, phase, after):
+    with pytest.raises(Killed):
+        run_job(planned, tmp_path / "run", reporter=KilledAt(phase, after))
+    resumed = resume_job(tmp_path / "run").path
+    assert final(resumed) == final(whole)
+    ours, theirs = (json.loads((run / "metrics.json").read_text())["final"] for run in (resumed, whole))
+    assert ours == theirs
+    steps = [
+        json.loads(line)["step"]
+        for line in (resumed / "events.jsonl").read_text().splitlines()
+        if "loss" in json.loads(line)
+    ]
+    assert steps == list(range(1, 61))
+
+
+def test_a_run_directory_that_holds_a_run_is_refused_and_left_alone(whole, planned):
+    before = (whole / "metrics.json").read_bytes()
+    with pytest.raises(RunError, match="holds a run already; continue it with `regraft resume"):
+        run_job(planned, whole)
+    assert (whole / "metrics.json").read_bytes() == before
+
+
+def test_an_unknown_strategy_is_refused_with_the_nearest(tmp_path):
+    spec = job_recipe(DataSpec(path="wine"), ModelSpec(), budget="60s", strategy="ful")
+    with pytest.raises(ConfigError, match="no strategy is called 'ful'; did you mean 'full'"):
+        run_job(spec, tmp_path / "run")
+
+
+def test_resume_needs_a_run(tmp_path):
+    with pytest.raises(RunError, match=r"is not a run directory \(it has no recipe.yaml\)"):
+        resume_job(tmp_path)
