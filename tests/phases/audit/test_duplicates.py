@@ -48,7 +48,7 @@ def rows_of(report: AuditReport, kind: str, split: str = "train") -> tuple:
         ("the man is playing the guitar on a small stage at night", "a man is playing the guitar on a small stage at night", 1),
         ("the room has 2 beds and a view over the old town square", "the room has 3 beds and a view over the old town square", 0),
         ("we walked along the harbour until it was quite dark", "we walked slowly along the harbour until it was quite dark", 1),
-        ("the boy ran", "the toy ran", 0),
+        ("the boy ran over the wet grass near the river", "the toy ran over the wet grass near the river", 0),
         ("same", "same", 1),
     ],
 )  # fmt: skip
@@ -89,12 +89,12 @@ def test_a_sample_holds_small_splits_whole_and_says_so(monkeypatch: pytest.Monke
         "label": ["a", "b"] * 250,
     }
     test = {"text": [f"one{k} two{k} three{k} four{k} five{k}" for k in range(20)], "label": ["a", "b"] * 10}
-    test["text"][7] = test["text"][3] + " please"
+    test["text"][19] = test["text"][3] + " please"
     dataset = dataset_of({"train": train, "test": test})
     findings, facts = duplicate_findings(parts_of(dataset), dataset.schema, seed=0)
     assert facts["near_duplicates"] == {"rows": 520, "compared": 60, "seed": 0}
     (near,) = [f for f in findings if f.kind == "near-duplicate" and f.split == "test"]
-    assert near.rows == (3, 7)
+    assert near.rows == (3, 19)
     assert "searched in a sample of 60 of 520 rows" in near.message
 
 

@@ -82,6 +82,22 @@ def test_label_errors_can_be_left_to_a_later_probe():
     assert with_suspects(later, dataset, {"train": probabilities}) == later
 
 
+def test_given_features_judge_the_rows_that_have_them_also_after_a_cut(tmp_path: Path):
+    rng = np.random.default_rng(1)
+    true = rng.integers(0, 3, 400)
+    given = true.copy()
+    given[:12] = (true[:12] + 1) % 3
+    lines = [f"nothing to learn from {rng.integers(1e9)} here,{'abc'[y]}\n" for y in given]
+    (tmp_path / "d.csv").write_text("text,label\n" + "".join(lines))
+    dataset = load(DataSpec(path=str(tmp_path / "d.csv"), text=("text",), label=("label",), modality="text"))
+    rows = dataset.splits["train"].rows
+    features = np.eye(3)[true[rows]] + rng.normal(size=(len(rows), 3)) * 0.1
+    report = audit(dataset, features={"train": features})
+    (found,) = [f for f in report.findings if f.kind == "suspected-label-error"]
+    assert set(found.rows) == set(rows.tolist()) & set(range(12))
+    assert report.facts["samples"]["suspected_label_errors"]["judged"] == len(rows)
+
+
 def test_probabilities_for_another_number_of_rows_are_refused():
     dataset, probabilities, _ = data()
     with pytest.raises(DataError, match="split 'train' have 599 rows, the data has 600; give one row each"):
