@@ -61,16 +61,17 @@ def measure(name: str, options: list[str], runs: Path) -> dict[str, object]:
     metrics = json.loads((out / "metrics.json").read_text())
     ledger = {line["phase"]: line for line in json.loads((out / "ledger.json").read_text())}
     primary = metrics["primary"]
-    value = {key: metrics[key]["test"][primary] for key in ("final", "probe", "last_layer_probe")}
+    entries = {key: metrics[key]["test"][primary] for key in ("final", "probe", "last_layer_probe")}
     model = Path(options[options.index("--model") + 1]).name if "--model" in options else "WideDeep network"
     return {
         "data": name,
         "model": model,
         "task": metrics["task"],
         "metric": primary,
-        **value,
+        **{key: entry["value"] for key, entry in entries.items()},
+        "interval": [entries["final"]["low"], entries["final"]["high"]],
         "winner": metrics["winner"],
-        "ece": metrics["final"]["test"].get("ece"),
+        "ece": metrics["final"]["test"].get("ece", {}).get("value"),
         "seconds": round(seconds, 1),
         "probe_seconds": ledger["probe"]["seconds"],
         "peak_bytes": max(line["peak_bytes"] for line in ledger.values()),
@@ -87,13 +88,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "main_job.json")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "main_job")
     arguments = parser.parse_args()
-    rows = {row["data"]: row for row in json.loads(arguments.out.read_text())["rows"]} if arguments.out.exists() else {}
+    rows = {row["data"]: row for row in json.loads(arguments.out.read_text())["runs"]} if arguments.out.exists() else {}
     for name in arguments.names or ROWS:
         rows[name] = measure(name, ROWS[name], arguments.runs)
         row = rows[name]
-        print(
-            f"{name}: {row['metric']} {row['final']['value']:.4f}, probe {row['probe']['value']:.4f}, {row['winner']}, {row['seconds']} s"
-        )
+        scores = f"{row['metric']} {row['final']:.4f}, probe {row['probe']:.4f}"
+        print(f"{name}: {scores}, winner {row['winner']}, {row['seconds']} s", flush=True)
         machine = {
             "processor": platform.processor() or platform.machine(),
             "cpus": os.cpu_count(),
@@ -101,7 +101,7 @@ def main() -> None:
         }
         ordered = [rows[key] for key in ROWS if key in rows]
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps({"machine": machine, "rows": ordered}, indent=1) + "\n")
+        arguments.out.write_text(json.dumps({"machine": machine, "runs": ordered}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
