@@ -147,31 +147,41 @@ def adapt(
         ignore_errors: go on although the audit found errors.
         set: `path.to.field=value`, as with `--set`.
         progress: True shows it, False does not; or a `Reporter` of your own.
-
-    Raises:
-        RegraftError: bad input, in one sentence; nothing is left half-written.
     """
-    out, reporter = Path(out), _reporter(progress)
-    require_new(out)
-    module = model if isinstance(model, nn.Module) else None
     source = _data(
         data, text=text, label=label, image=image, features=features, group=group, time=time, task=task, modality=modality,
         encoding=encoding, delimiter=delimiter, valid=valid, test=test, limit=limit,
     )  # fmt: skip
-    named = _model(model, image_size=image_size)
-    if isinstance(source, Path):
-        _refuse_beside_recipe(source, model=model, budget=budget, strategy=strategy)
-        spec = read_recipe(require_recipe(source), list(set))
-    else:
-        spec = job_recipe(source, named, seed=seed, budget=budget, strategy=strategy, overrides=list(set))
-    if ignore_errors:
-        spec = spec.replaced(ignore_audit_errors=True)
+    overrides = [*set, *(["ignore_audit_errors=true"] if ignore_errors else [])]
+    spec = _recipe(source, model, image_size, overrides, {"seed": seed, "budget": budget, "strategy": strategy})
+    return _run(spec, Path(out), _reporter(progress), model if isinstance(model, nn.Module) else None)
+
+
+def _recipe(
+    source: DataSpec | Path,
+    model: str | ModelSpec | nn.Module | None,
+    image_size: int | None,
+    overrides: list[str],
+    plans: dict[str, Any],
+) -> RecipeSpec:
+    """The recipe that was asked for, before anything was measured; that of a file is changed by `overrides` alone."""
+    if not isinstance(source, Path):
+        return job_recipe(source, _model(model, image_size=image_size), overrides=overrides, **plans)
+    named = None if isinstance(model, nn.Module) else model
+    given = [name for name, value in {"model": named, **plans}.items() if value not in (None, 0)]
+    if given:
+        raise ConfigError(f"{given[0]}: {source} is a recipe and says this already; change it there, or with `set`")
+    return read_recipe(require_recipe(source), overrides)
+
+
+def _run(spec: RecipeSpec, out: Path, reporter: Reporter, module: nn.Module | None) -> FinishedRun:
+    """Everything after the recipe."""
+    require_new(out)
     try:
         dataset = open_data(spec, reporter, module=module)
-        run = run_job(spec, out, reporter=reporter, module=module, dataset=dataset)
+        return FinishedRun(run_job(spec, out, reporter=reporter, module=module, dataset=dataset).path, module)
     finally:
         reporter.end()
-    return FinishedRun(run.path, module)
 
 
 def plan(
@@ -262,7 +272,7 @@ def _reporter(progress: bool | Reporter) -> Reporter:
 
 def _data(data: str | Path | DataSpec, **options: Any) -> DataSpec | Path:
     """The data entry of a recipe; a path where `data` is a recipe file."""
-    given = {name: value for name, value in options.items() if value not in (None, "auto", ())}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value not in (None, "auto", ())}
     if isinstance(data, DataSpec):
         if given:
             raise ConfigError(f"{next(iter(given))}: give it in the DataSpec, which says this already")
@@ -279,9 +289,3 @@ def _model(model: str | ModelSpec | nn.Module | None, *, image_size: int | None)
     if isinstance(model, ModelSpec):
         return model
     return ModelSpec(name=model if isinstance(model, str) else None, image_size=image_size)
-
-
-def _refuse_beside_recipe(recipe: Path, **options: Any) -> None:
-    for name, value in options.items():
-        if value is not None and not isinstance(value, nn.Module):
-            raise ConfigError(f"{name}: {recipe} is a recipe and says this already; change it there, or with `set`")

@@ -23,7 +23,7 @@ from regraft.phases.opening import open_data, require_new
 from regraft.phases.path import job_recipe, resume_job, run_job
 from regraft.phases.progress import Reporter, Silent
 from regraft.phases.rundir import RECIPE, RunDirectory
-from regraft.phases.training import builder
+from regraft.phases.training import StepCounter, builder
 
 DEMOS = ("stdlib-docstrings", "digits", "wine", "diabetes")
 BUDGETS = {"stdlib-docstrings": "60s", "digits": "40s", "wine": "20s", "diabetes": "20s"}
@@ -120,7 +120,9 @@ def pretrained_on_digits(reporter: Reporter, *, seed: int = 0, steps: int = PRET
         update=builder(options),
         steps=steps,
     )
-    fit(Recipe(model=network, stages=(stage,)), seed=seed)
+    reporter.begin("pretrain", steps, "steps")
+    fit(Recipe(model=network, stages=(stage,)), seed=seed, hooks=(StepCounter(reporter.advance),))
+    reporter.end()
     network.eval()
     held_out = encode_split(dataset, "test", ImagePreprocessor.plain(dataset.schema.inputs[0], (SIDE, SIDE)))
     with torch.inference_mode():
