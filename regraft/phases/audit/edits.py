@@ -68,6 +68,8 @@ def is_near(first: str, second: str, similarity: float) -> bool:
     if min(len(one), len(two)) < 2:
         return len(first) >= 8 and len(one) == len(two) and is_typo(first, second)
     limit = SAME * max(len(one), len(two)) + 1e-9
+    if limit < SENSE and sorted(filter(str.isdigit, first)) != sorted(filter(str.isdigit, second)):
+        return False  # every edit that changes a digit costs SENSE; seen at once, for texts from one template
     surplus = sum(((Counter(one) - Counter(two)) + (Counter(two) - Counter(one))).values())
     return LEAST * surplus <= limit and word_edits(one, two) <= limit
 
