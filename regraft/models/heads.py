@@ -39,8 +39,8 @@ def floored(deviation: Tensor, *, share: float = 0.1) -> Tensor:
 
 def standardisation(features: Tensor, *, share: float = 0.1) -> tuple[Tensor, Tensor]:
     """Mean (F,) and floored deviation (F,) of features (N, F), in fp64."""
-    wide = features.double()
-    return wide.mean(dim=0), floored(wide.std(dim=0, unbiased=False), share=share)
+    deviation, mean = torch.std_mean(features.float(), dim=0, correction=0)
+    return mean.double(), floored(deviation.double(), share=share)
 
 
 def head_name(model: nn.Module) -> str:

@@ -16,12 +16,11 @@ from regraft.config.recipe import CandidateSpec, RaceSpec
 from regraft.core.checkpoint import Checkpointer, load, load_newest, save
 from regraft.core.descent import Precision
 from regraft.core.forward import inputs_of
-from regraft.core.modes import eval_mode
 from regraft.data.encoded import Encoded
 from regraft.data.sources import in_order
 from regraft.models.graft import Graft
 from regraft.models.standard import StandardHead
-from regraft.phases.choose.features import model_outputs
+from regraft.phases.choose.features import MOST_EXAMPLES, MOST_TOKENS, evaluating, model_outputs, plain_empty
 from regraft.phases.choose.fit import Head, fit_head
 from regraft.phases.choose.race import Runner, Track, beats, finish, run_race
 from regraft.phases.choose.run import load_heads, plan_phase, with_probe
@@ -260,16 +259,14 @@ def _put(model: nn.Module, head: Head) -> None:
 
 def head_features(model: nn.Module, encoded: Encoded, *, precision: Precision) -> Tensor:
     """What enters the model's head for all examples, (N, F) fp32."""
-    out: Tensor | None = None
-    with eval_mode(model), torch.inference_mode():
-        for rows, batch in in_order(encoded):
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-                found = cast(Any, model).features(**{key: batch[key] for key in inputs_of(model)})
-            if out is None:
-                out = torch.empty(len(encoded), found.shape[1])
+    out = torch.empty(0, 0)
+    with evaluating(model, precision):
+        for rows, batch in in_order(encoded, max_tokens=MOST_TOKENS, batch_size=MOST_EXAMPLES):
+            found = cast(Any, model).features(**{key: batch[key] for key in inputs_of(model)})
+            if not out.numel():
+                out = plain_empty(len(encoded), found.shape[1])
             out[torch.from_numpy(np.asarray(rows))] = found.float()
-    assert out is not None
-    return out.clone()
+    return out
 
 
 @torch.no_grad()

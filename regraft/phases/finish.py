@@ -79,12 +79,14 @@ def evaluate_phase(job: Job) -> dict[str, Any]:
         before: Scored | None = None
         if "test" in job.dataset.splits:
             encoded = materials.encoded("test")
-            logits = _outputs(job, model, encoded)
+            features, heads = _features(job, encoded), load_heads(job)
+            if (job.run.done("adapt") or {})["winner"] == "probe":  # the model is this head on these features
+                logits = _in_unit(job, heads["chosen_all"].logits(features).numpy())
+            else:
+                logits = _outputs(job, model, encoded)
             meter.flops = 2 * forward_flops(model, encoded.collate(np.arange(min(4, len(encoded))))) * _units(encoded)
             before = _scored(job, "test", logits, raw)
             scored["final"]["test"] = _scored(job, "test", logits, calibration)
-            features = _features(job, encoded)
-            heads = load_heads(job)
             for name, head in (("probe", heads["chosen_all"]), ("last", heads["last_all"])):
                 scored[name]["test"] = _scored(job, "test", _in_unit(job, head.logits(features).numpy()), raw)
         split = "test" if before is not None else "valid"
@@ -153,8 +155,8 @@ def _units(encoded: Encoded) -> float:
 
 
 def _latency(model: nn.Module, encoded: Encoded) -> Latency:
-    """One example at a time, in fp32, on up to 64 examples spread over the split."""
-    rows = np.unique(np.linspace(0, len(encoded) - 1, min(64, len(encoded))).astype(np.int64))
+    """One example at a time, in fp32, on up to 48 examples spread over the split."""
+    rows = np.unique(np.linspace(0, len(encoded) - 1, min(48, len(encoded))).astype(np.int64))
     inputs = [encoded.collate(np.array([row])) for row in rows]
     keys = inputs_of(model)
 
@@ -163,7 +165,7 @@ def _latency(model: nn.Module, encoded: Encoded) -> Latency:
         return model(**{key: batch[key] for key in keys})
 
     model.eval()
-    return latency(predict, inputs, warmup=5, runs=2 * len(inputs))
+    return latency(predict, inputs, warmup=3, runs=len(inputs))
 
 
 def _extra(job: Job, model: nn.Module, times: Latency, split: str) -> dict[str, Any]:
@@ -172,7 +174,7 @@ def _extra(job: Job, model: nn.Module, times: Latency, split: str) -> dict[str, 
     about = describe_model(model)
     names = job.materials.row_names(split)
     encoded = job.materials.encoded(split)
-    at = np.unique(np.linspace(0, len(encoded) - 1, min(64, len(encoded))).astype(np.int64))
+    at = np.unique(np.linspace(0, len(encoded) - 1, min(48, len(encoded))).astype(np.int64))
     return {
         "probe": {**_reads(heads["chosen"]), "l2": heads["chosen"].l2},
         "depth_curve": probe["curve"],

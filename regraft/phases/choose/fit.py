@@ -17,7 +17,7 @@ def in_row_space(features: Tensor) -> Tensor:
     An L2-penalised linear fit depends on inner products alone, so it is the same function there and costs F / N less.
     """
     mean, deviation = (part.float() for part in standardisation(features))
-    x = (features.float() - mean) / deviation
+    x = features.float().sub(mean).div_(deviation)
     if x.shape[0] >= x.shape[1]:
         return x
     values, vectors = torch.linalg.eigh(x @ x.T)
@@ -61,7 +61,7 @@ def fit_head(
         max_iterations: of L-BFGS (Liu and Nocedal, 1989) with a strong Wolfe line search; regression is solved directly.
     """
     mean, deviation = (part.float() for part in standardisation(features))
-    x = ((features.float() - mean) / deviation).contiguous()
+    x = features.float().sub(mean).div_(deviation)
     weight, bias = solve(
         x, targets, task=task, num_outputs=num_outputs, l2=l2, start=start, max_iterations=max_iterations
     )
@@ -99,9 +99,7 @@ def _logistic(
 ) -> tuple[Tensor, Tensor]:
     half = _bf16_is_faster(x)
     matrix = x.bfloat16() if half else x
-    theta = (
-        torch.zeros(x.shape[1] + 1, outputs) if start is None else torch.cat([start.weight.T, start.bias[None]]).clone()
-    )
+    theta = torch.zeros(outputs, x.shape[1] + 1) if start is None else torch.cat([start.weight, start.bias[:, None]], 1)
     optimizer = torch.optim.LBFGS(
         [theta],
         max_iter=max_iterations,
@@ -110,27 +108,28 @@ def _logistic(
         tolerance_change=1e-7,
         line_search_fn="strong_wolfe",
     )
+    rows = torch.arange(len(x))
 
     @torch.no_grad()
     def closure() -> float:
-        weight, bias = theta[:-1], theta[-1]
-        logits = (matrix @ weight.to(matrix.dtype)).float() + bias
+        weight, bias = theta[:, :-1], theta[:, -1]
+        logits = F.linear(matrix, weight.to(matrix.dtype)).float() + bias
         if task == "multilabel":
             loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(x)
             residual = (logits.sigmoid() - targets) / len(x)
         else:
             loss = F.cross_entropy(logits, targets)
             residual = logits.softmax(-1)
-            residual[torch.arange(len(x)), targets] -= 1.0
+            residual[rows, targets] -= 1.0
             residual /= len(x)
-        slope = (matrix.T @ residual.to(matrix.dtype)).float() + l2 * weight
-        theta.grad = torch.cat([slope, residual.sum(0, keepdim=True)])
+        slope = (residual.T.to(matrix.dtype) @ matrix).float() + l2 * weight
+        theta.grad = torch.cat([slope, residual.sum(0)[:, None]], 1)
         return float(loss + 0.5 * l2 * weight.square().sum())
 
     optimizer.step(closure)  # type: ignore[arg-type]
-    return theta[:-1].T.contiguous(), theta[-1].clone()
+    return theta[:, :-1].contiguous(), theta[:, -1].clone()
 
 
 def _bf16_is_faster(x: Tensor) -> bool:
     """Matrices this large are worth rounding to bf16 where the processor multiplies bf16; parameters and sums stay fp32."""
-    return x.numel() > 4_000_000 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return x.numel() > 1_000_000 and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -51,20 +51,17 @@ def measure(job: Job) -> None:
     if spec.budget_s is not None:
         seconds = _seconds_a_row(job, precision)
         rows = {name: len(split) for name, split in job.dataset.splits.items()}
-        limits = _row_limits(rows, seconds, spec.budget_s)
-        if limits.get("train", rows["train"]) < min(FEWEST_ROWS, rows["train"]):
+        if FEWEST_ROWS * seconds > spec.budget_s and rows["train"] >= FEWEST_ROWS:
             raise BudgetError(
-                f"--budget: {spec.budget_s:.0f} s allow {limits['train']:,} rows at {seconds * 1e3:.1f} ms a row, too few for "
-                f"the probe; give at least {FEWEST_ROWS * seconds / PROBE_SHARE + 5:.0f} s"
+                f"--budget: {spec.budget_s:.0f} s are too few for a probe on {FEWEST_ROWS} rows at {seconds * 1e3:.1f} ms a row; "
+                f"give at least {FEWEST_ROWS * seconds / PROBE_SHARE:.0f} s"
             )
-        reasons += [
-            f"{name}: {limit:,} of {rows[name]:,} rows are used, which is what the budget allows"
-            for name, limit in limits.items()
-        ]
-        names = {"train": "limit", "valid": "limit_valid", "test": "limit_test"}
-        data = data.replaced(
-            **{names[name]: limit for name, limit in limits.items() if getattr(data, names[name]) is None}
-        )
+        fields = {"train": "limit", "valid": "limit_valid", "test": "limit_test"}
+        for name, limit in _row_limits(rows, seconds, spec.budget_s).items():
+            asked = getattr(data, fields[name])
+            if asked is None or asked > limit:
+                data = data.replaced(**{fields[name]: limit})
+                reasons.append(f"{name}: {limit:,} of {rows[name]:,} rows are used, which is what the budget allows")
     job.use(spec.replaced(data={**spec.data, "main": data}, probe=probe, reasons=tuple(reasons)))
     for sentence in reasons:
         job.reporter.say(sentence)
@@ -77,7 +74,7 @@ def _precision(job: Job) -> tuple[Any, str]:
 
 def _seconds_a_row(job: Job, precision: Any) -> float:
     """Of reading and encoding a row and one forward pass over it."""
-    rows = _some_rows(job, 512)
+    rows = _some_rows(job, 256)
     begin = time.perf_counter()
     sample = encode_split(job.dataset, "train", job.materials.preprocessor, rows=rows)
     all_features(job.base, sample, precision=precision, pools=("mean",))
@@ -93,7 +90,7 @@ def _row_limits(rows: dict[str, int], seconds_a_row: float, budget_s: float) -> 
     """Rows of each split that fit into their share of the budget; only the splits that must be cut."""
     wanted = {"train": PROBE_SHARE, "valid": 0.25 * EVALUATE_SHARE, "test": 0.75 * EVALUATE_SHARE}
     limits = {name: int(share * budget_s / seconds_a_row) for name, share in wanted.items() if name in rows}
-    return {name: limit for name, limit in limits.items() if limit < rows[name]}
+    return {name: max(limit, FEWEST_ROWS) for name, limit in limits.items() if max(limit, FEWEST_ROWS) < rows[name]}
 
 
 # ---- probe
@@ -184,13 +181,12 @@ def read_features(job: Job, split: str, encoded: Encoded | None = None) -> Featu
     """Features of a split, or of another encoding of it, at all boundaries that the recipe wants compared."""
     encoded = encoded if encoded is not None else job.materials.encoded(split)
     job.reporter.begin(f"reading {split}", len(encoded), "rows")
-    pools = ("mean", "max") if job.dataset.schema.modality == "text" else None
     last_only = job.spec.probe is not None and job.spec.probe.depths == "last"
     features = all_features(
         job.base,
         encoded,
         precision=job.precision,
-        pools=("mean",) if last_only else pools,
+        pools=("mean",) if last_only else None,
         progress=job.reporter.advance,
     )
     job.reporter.end()
