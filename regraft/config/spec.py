@@ -54,10 +54,8 @@ def explain(cls: type[BaseModel], error: Any) -> str:
     """One pydantic error as a sentence in the user's spelling: owner, field, domain, value."""
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        fields = ", ".join(sorted(cls.model_fields))
-        return f"{cls.__name__}: no field {path!r}{suggest(path, cls.model_fields)}; fields: {fields}".replace(
-            "?;", "?;"
-        )
+        names = sorted(field.alias or name for name, field in cls.model_fields.items())
+        return f"{cls.__name__}: no field {path!r}{suggest(path, names)}; fields: {', '.join(names)}"
     if error["type"] == "missing":
         return f"{cls.__name__}: field {path!r} is required"
     message = error["msg"][0].lower() + error["msg"][1:]

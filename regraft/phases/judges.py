@@ -140,6 +140,22 @@ class Watch(Hook):
         self.results, self.best_at, self.best = list(state["results"]), state["best_at"], dict(state["best"])
 
 
+class Results(Hook):
+    """Keeps the validation results of all stages in every checkpoint: a stage's own hooks are saved only while it runs."""
+
+    def __init__(self, watches: Mapping[str, Watch]) -> None:
+        self.watches = watches
+
+    def state_dict(self) -> State:
+        """The results of each stage so far."""
+        return {"results": {name: watch.results for name, watch in self.watches.items()}}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take back what `state_dict` gave."""
+        for name, results in state["results"].items():
+            self.watches[name].results = list(results)
+
+
 def measured(judges: Mapping[str, Judge], model: nn.Module) -> dict[str, dict[str, float]]:
     """What each judge says of a model, by the judge's name."""
     return {name: judge.measure(model) for name, judge in judges.items()}

@@ -27,7 +27,7 @@ from regraft.phases.choose.features import model_outputs
 from regraft.phases.entries import Entry
 from regraft.phases.evaluate.collect import Question, Scored, metrics_document
 from regraft.phases.job import Job, weights_hash
-from regraft.phases.judges import Judge, Watch, judge_for, measured
+from regraft.phases.judges import Judge, Results, Watch, judge_for, measured
 from regraft.phases.progress import Reporter, Silent
 from regraft.phases.report.document import write_report
 from regraft.phases.rundir import EVENTS, MANIFEST, METRICS, PHASES, RECIPE, EventLog, RunDirectory
@@ -171,6 +171,7 @@ def train_phase(job: Job, made: Made) -> dict[str, Any]:
             seed=job.spec.seed,
             hooks=(
                 StepCounter(job.reporter.advance, every=1),
+                Results(made.watches),
                 Checkpointer(folder, every=options.every_steps, keep=options.keep),
             ),
             resume=state,

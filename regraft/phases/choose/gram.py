@@ -13,7 +13,7 @@ from torch import Tensor
 from regraft.models.heads import standardisation
 
 STRENGTHS = tuple(10.0**k for k in (-3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 2))  # times the mean of the diagonal
-HELD_OUT_STRENGTHS = (0.01, 0.1, 1.0, 10.0)
+HELD_OUT_STRENGTHS = (0.03, 0.3, 3.0)
 Read = tuple[int, str]
 
 

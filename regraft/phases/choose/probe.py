@@ -19,7 +19,7 @@ from regraft.phases.choose.features import LAST, Features, Read, joined
 from regraft.phases.choose.fit import Head, fit_head, in_row_space, solve
 from regraft.phases.choose.gram import HeldOut, best_score, block_gram, score
 
-CURVE_ROWS, SET_ROWS, FOLD_ROWS = 800, 2000, 1500  # rows that depths, combinations and penalties are compared on
+CURVE_ROWS, SET_ROWS, FOLD_ROWS = 800, 3000, 1500  # rows that depths, combinations and penalties are compared on
 PENALTIES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3)
 POOL_SETS = (("mean",), ("mean", "max"), ("mean", "max", "first"), ("mean", "grid"))
 

@@ -7,6 +7,7 @@ is judged on validation alone. The winner goes on from where it stands, so nothi
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ def run_race(race: RaceSpec, track: Track, say: Callable[[str], None]) -> tuple[
             break
         for runner in running:
             _to_rung(runner, rung, number, track)
-        running.sort(key=lambda r: (r.result["score"], -r.result["loss"]), reverse=True)
+        running = standings(running, len(track.valid.targets))
         stay = max(1, len(running) // 2)
         standing = ", ".join(f"{r.spec.name} {r.result['score']:.4f}" for r in running)
         say(f"rung {number} at {rung:,} steps: {standing}")
@@ -110,6 +111,18 @@ def run_race(race: RaceSpec, track: Track, say: Callable[[str], None]) -> tuple[
             entries.append(runner.entry())
         running = running[:stay]
     return (running[0] if running else None), entries
+
+
+def standings(runners: Sequence[Runner], rows: int) -> list[Runner]:
+    """Best first. Those within one standard error of the best score stand in the order of the rules, which is their prior.
+
+    A rung is short: what it cannot tell apart on `rows` validation rows, it must not decide.
+    """
+    high = max(runner.result["score"] for runner in runners)
+    error = math.sqrt(max(high * (1 - high), 1e-4) / rows) if 0 <= high <= 1 else 0.0
+    level = [runner for runner in runners if runner.result["score"] >= high - error]
+    behind = [runner for runner in runners if runner.result["score"] < high - error]
+    return [*level, *sorted(behind, key=lambda r: (r.result["score"], -r.result["loss"]), reverse=True)]
 
 
 def _to_rung(runner: Runner, rung: int, number: int, track: Track) -> None:

@@ -103,7 +103,7 @@ def _options(strategy: str, facts: Facts) -> TrainSpec:
             optimizer=parse_one({"AdamW": {"lr": 1e-3, "weight_decay": 0.05}}, "optimizer"),
             schedule=parse_one({"Cosine": {"warmup": 0.05}}, "schedule"),
         )
-    rate = {"text": (5e-5, 3e-4), "image": (1e-3, 2e-3)}[facts.modality][light]
+    rate = {"text": (1e-4, 5e-4), "image": (3e-4, 1e-3)}[facts.modality][light]
     return TrainSpec(
         batch_size=32 if facts.modality == "text" or facts.rows < 5000 else 64,
         optimizer=parse_one({"AdamW": {"lr": rate, "weight_decay": 0.01}}, "optimizer"),

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from regraft.config.recipe import ProbeSpec, RaceSpec
 from regraft.core.forward import inputs_of
-from regraft.core.modes import train_mode
+from regraft.core.modes import set_trainable, train_mode
 from regraft.core.values import Clock
 from regraft.data.encode import encode_split
 from regraft.data.encoded import Encoded
 from regraft.data.images import EncodedImages
 from regraft.errors import BudgetError, ConfigError, suggest
 from regraft.losses.supervised import objective_for
+from regraft.models.blocks import blocks, layer_groups
 from regraft.models.graft import Graft
 from regraft.models.standard import StandardHead
 from regraft.phases.choose.features import LAST, AugmentedView, Features, Read, all_features
@@ -51,10 +52,11 @@ def measure(job: Job) -> None:
     if spec.budget_s is not None:
         seconds = _seconds_a_row(job, precision)
         rows = {name: len(split) for name, split in job.dataset.splits.items()}
-        if FEWEST_ROWS * seconds > spec.budget_s and rows["train"] >= FEWEST_ROWS:
+        fewest = min(FEWEST_ROWS, rows["train"])
+        if fewest * seconds > spec.budget_s:
             raise BudgetError(
-                f"--budget: {spec.budget_s:.0f} s are too few for a probe on {FEWEST_ROWS} rows at {seconds * 1e3:.1f} ms a row; "
-                f"give at least {FEWEST_ROWS * seconds / PROBE_SHARE:.0f} s"
+                f"--budget: {spec.budget_s:.0f} s allow {int(spec.budget_s / seconds):,} rows at {seconds * 1e3:.1f} ms a row, "
+                f"too few for the probe; give at least {fewest * seconds / PROBE_SHARE:.0f} s"
             )
         fields = {"train": "limit", "valid": "limit_valid", "test": "limit_test"}
         for name, limit in _row_limits(rows, seconds, spec.budget_s).items():
@@ -271,8 +273,6 @@ def _trainable(job: Job) -> bool:
 
 
 def _facts(job: Job) -> Facts:
-    from regraft.models.blocks import blocks
-
     notes = job.run.done("probe") or {}
     curve = notes.get("curve", [])
     best = max(curve, key=lambda point: point["score"])["depth"] if len(curve) > 1 else 1
@@ -299,6 +299,8 @@ def _speed(job: Job, facts: Facts) -> Speed:
     rows = np.sort(middle[at : at + options.batch_size])
     batch = encoded.collate(rows) | {"y": targets[torch.from_numpy(rows)]}
     objective = objective_for(job.materials.task)
+    stem = set(layer_groups(model)[0]) if job.dataset.schema.modality == "text" else set[str]()
+    set_trainable(model, [name for name, _ in model.named_parameters() if name not in stem])
     train_mode(model)
 
     def once() -> Any:

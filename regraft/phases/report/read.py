@@ -105,16 +105,27 @@ def _curves(path: Path, problems: dict[str, str]) -> dict[tuple[str, str], list[
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
-                event = json.loads(line)
-                key, point = (str(event["stage"]), str(event["name"])), (float(event["step"]), float(event["value"]))
-            except (ValueError, KeyError, TypeError):
+                logged = _numbers(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError):
                 unread += 1  # a killed run leaves half a line; stages also log things that are not numbers
                 continue
-            if point[1] == point[1] and abs(point[1]) != float("inf"):
-                found.setdefault(key, []).append(point)
+            for key, point in logged.items():
+                if point[1] == point[1] and abs(point[1]) != float("inf"):
+                    found.setdefault(key, []).append(point)
     if unread and not found:
         problems[path.name] = f"{path.name} holds no line with stage, step, name and value."
     return {key: thinned(sorted(points)) for key, points in found.items()}
+
+
+def _numbers(event: Mapping[str, Any]) -> dict[tuple[str, str], tuple[float, float]]:
+    """What one line of events.jsonl logs: one `name` with its `value`, or every number of a training step's record."""
+    step, stage = float(event["step"]), str(event.get("candidate", event["stage"]))
+    if "name" in event:
+        return {(stage, str(event["name"])): (step, float(event["value"]))}
+    if event.get("candidate") and event["stage"] != "adapt":
+        stage = f"{stage}: {event['stage']}"
+    names = [name for name in event if name not in ("stage", "candidate", "step", "weight")]
+    return {(stage, name): (step, float(event[name])) for name in names}
 
 
 def thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -236,7 +236,7 @@ def curves(run: RunFiles) -> dict[str, Any]:
     shown = [*[s for s in stages if s != front][-(MOST_STAGES - 1) :], front]
     wanted = (
         ("Training loss", ("loss", "train/loss")),
-        (f"{metric_name(primary)} on validation", (f"valid/{primary}", "valid/accuracy", "valid/loss")),
+        (f"{metric_name(primary)} on validation", (f"valid/{primary}", "valid/score", "valid/accuracy", "valid/loss")),
     )
     figures = []
     for label, names in wanted:
