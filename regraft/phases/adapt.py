@@ -16,8 +16,10 @@ from regraft.config.recipe import CandidateSpec, RaceSpec
 from regraft.core.checkpoint import Checkpointer, load, load_newest, save
 from regraft.core.descent import Precision
 from regraft.core.forward import inputs_of
+from regraft.core.modes import eval_mode
 from regraft.data.encoded import Encoded
 from regraft.data.sources import in_order
+from regraft.losses.supervised import per_example_losses
 from regraft.models.graft import Graft
 from regraft.models.standard import StandardHead
 from regraft.phases.choose.features import MOST_EXAMPLES, MOST_TOKENS, evaluating, model_outputs, plain_empty
@@ -117,7 +119,8 @@ def _training_flops(job: Job, runner: Runner, steps: int) -> float:
     from regraft.core.values import Clock
 
     stage.prepare()
-    per_unit = step_flops(lambda: stage.objective(stage.model, batch, Clock(0, 1)).value, units(batch))
+    with eval_mode(stage.model):  # counting must not move running statistics
+        per_unit = step_flops(lambda: stage.objective(stage.model, batch, Clock(0, 1)).value, units(batch))
     stage.model.zero_grad(set_to_none=True)
     mean_length = float(encoded.lengths.mean()) if "input_ids" in batch else 1.0
     return per_unit * mean_length * runner.spec.train.batch_size * steps
@@ -148,7 +151,8 @@ def adapt_phase(job: Job) -> dict[str, Any]:
             meter.flops = _training_flops(job, runner, runner.trainer.done - before)
             model, outputs, result, said = _with_refitted_head(job, runner, result)
             sentences += said
-            kept = beats(result, probe)
+            baseline = torch.from_numpy(np.load(job.run.path / "phases" / "probe_chosen_valid.npy"))
+            kept = clearly_better(outputs, baseline, job.materials.targets("valid"), task=job.materials.task)
             runner.status = "won" if kept else "stopped"
             runner.reason = _verdict(runner.spec, result, probe, kept)
             runner.result = result
@@ -298,6 +302,18 @@ def final_model(job: Job) -> nn.Module:
     return model
 
 
+def clearly_better(ours: Tensor, theirs: Tensor, targets: Tensor, *, task: str) -> bool:
+    """Is the mean gain per validation row above one standard error of it? Else the probe, the simpler model, is kept.
+
+    The gain of a row is in correct answers, or in loss for multi-label and regression; both outputs are (N, C).
+    """
+    if task in ("binary", "multiclass"):
+        gain = (ours.argmax(1) == targets).float() - (theirs.argmax(1) == targets).float()
+    else:
+        gain = per_example_losses(theirs, targets, task) - per_example_losses(ours, targets, task)
+    return bool(gain.mean() > gain.std() / math.sqrt(len(gain))) if len(gain) > 1 else False
+
+
 def _verdict(spec: CandidateSpec, result: dict[str, float], probe: dict[str, float], kept: bool) -> str:
     ours, theirs = f"{result['score']:.4f}", f"{probe['score']:.4f}"
     losses = (
@@ -307,7 +323,9 @@ def _verdict(spec: CandidateSpec, result: dict[str, float], probe: dict[str, flo
     )
     if kept:
         return f"{spec.name} won: {ours} on validation against {theirs} of the probe{losses}"
-    return f"{spec.name} ended at {ours} on validation, not above the probe's {theirs}{losses}; the probe is kept"
+    return (
+        f"{spec.name} ended at {ours} on validation, not clearly above the probe's {theirs}{losses}; the probe is kept"
+    )
 
 
 def _probe_entry(job: Job, result: dict[str, float], won: bool) -> dict[str, Any]:

@@ -60,7 +60,8 @@ class Job:
     def base(self) -> nn.Module:
         """The model as it came, with a head that reads its last layer. Phases work on copies of it."""
         if self.model_ is None:
-            self.model_ = readable_model(self.spec.main_model(), self.materials, self.module, seed=self.spec.seed)
+            made = readable_model(self.spec.main_model(), self.materials, self.module, seed=self.spec.seed)
+            self.model_ = made.eval()
         return self.model_
 
     @property

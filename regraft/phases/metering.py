@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from regraft.core.forward import inputs_of
+from regraft.core.modes import eval_mode
 from regraft.core.values import Batch, size
 
 
@@ -79,7 +80,11 @@ def forward_flops(model: nn.Module, batch: Batch) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     inputs = {key: batch[key] for key in inputs_of(model)}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with (
+        eval_mode(model),
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):  # counting must not move statistics
         model(**inputs) if hasattr(model, "inputs") else model(batch["x"])
     return counter.get_total_flops() / units(batch)
 

@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from regraft.config.data import DataSpec
 from regraft.config.recipe import ModelSpec, RecipeSpec, read_recipe
 from regraft.errors import ConfigError, RunError
+from regraft.phases.adapt import clearly_better
+from regraft.phases.metering import forward_flops
 from regraft.phases.path import job_recipe, plan_job, resume_job, run_job
 from regraft.phases.progress import Silent
 
@@ -131,3 +135,21 @@ def test_an_unknown_strategy_is_refused_with_the_nearest(tmp_path):
 def test_resume_needs_a_run(tmp_path):
     with pytest.raises(RunError, match=r"is not a run directory \(it has no recipe.yaml\)"):
         resume_job(tmp_path)
+
+
+def test_a_candidate_must_gain_more_than_the_standard_error_of_its_gain():
+    targets = torch.zeros(100, dtype=torch.int64)
+    right, wrong = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    base = torch.stack([right] * 80 + [wrong] * 20)
+    noise = torch.stack([wrong] * 10 + [right] * 70 + [right] * 12 + [wrong] * 8)  # 12 rows won, 10 lost
+    gain = torch.stack([right] * 92 + [wrong] * 8)  # 12 rows won, none lost
+    assert not clearly_better(noise, base, targets, task="binary")
+    assert clearly_better(gain, base, targets, task="binary")
+    assert not clearly_better(base, base, targets, task="binary")
+
+
+def test_counting_flops_leaves_running_statistics_alone():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert forward_flops(network, {"x": torch.randn(4, 1, 8, 8)}) > 0
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
