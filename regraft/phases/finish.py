@@ -20,6 +20,7 @@ from regraft.phases.choose.probe import FittedReads
 from regraft.phases.choose.run import load_heads
 from regraft.phases.evaluate.collect import Question, Scored, metrics_document, reliability_of
 from regraft.phases.evaluate.latency import Latency, latency
+from regraft.phases.evaluate.metrics import PRIMARY
 from regraft.phases.job import Job
 from regraft.phases.metering import Meter, forward_flops
 from regraft.phases.report.document import write_report
@@ -179,7 +180,7 @@ def _extra(job: Job, model: nn.Module, times: Latency, split: str) -> dict[str, 
         "probe": {**_reads(heads["chosen"]), "l2": heads["chosen"].l2},
         "depth_curve": probe["curve"],
         "compared": probe["compared"],
-        "candidates": adapt["entries"],
+        "candidates": [_with_primary(entry, PRIMARY[job.materials.task]) for entry in adapt["entries"]],
         "winner": adapt["winner"],
         "reasons": [*job.spec.reasons, *probe["sentences"], *adapt["sentences"]],
         "calibration": calibration["section"],
@@ -190,6 +191,12 @@ def _extra(job: Job, model: nn.Module, times: Latency, split: str) -> dict[str, 
         "test_uses": int("test" in job.dataset.splits),
         "gates": {"adapt": adapt["gate"]},
     }
+
+
+def _with_primary(entry: dict[str, Any], primary: str) -> dict[str, Any]:
+    """A candidate's entry with its validation score under the name of the metric that decides, as the report reads it."""
+    valid = entry["valid"]
+    return entry | {"valid": valid | ({primary: valid["score"]} if "score" in valid else {})}
 
 
 def _reads(fitted: FittedReads) -> dict[str, Any]:

@@ -106,11 +106,20 @@ def run_race(race: RaceSpec, track: Track, say: Callable[[str], None]) -> tuple[
         say(f"rung {number} at {rung:,} steps: {standing}")
         for runner in running[stay:]:
             runner.status = "stopped"
-            ahead = f"{running[0].result['score']:.4f} of {running[0].spec.name}"
-            runner.reason = f"rung {number}: {runner.result['score']:.4f} against {ahead}"
+            ours, ahead = runner.result["score"], running[0]
+            noise = error_of(ahead.result["score"], len(track.valid.targets))
+            behind = ours < ahead.result["score"] - noise
+            verdict = "behind" if behind else "within the noise of"
+            why = "" if behind else ", which the rules put first"
+            runner.reason = f"rung {number}: {ours:.4f}, {verdict} {ahead.spec.name} ({ahead.result['score']:.4f}){why}"
             entries.append(runner.entry())
         running = running[:stay]
     return (running[0] if running else None), entries
+
+
+def error_of(score: float, rows: int) -> float:
+    """One standard error of a share of correct answers; 0 for scores that are no share."""
+    return math.sqrt(max(score * (1 - score), 1e-4) / rows) if 0 <= score <= 1 else 0.0
 
 
 def standings(runners: Sequence[Runner], rows: int) -> list[Runner]:
@@ -119,7 +128,7 @@ def standings(runners: Sequence[Runner], rows: int) -> list[Runner]:
     A rung is short: what it cannot tell apart on `rows` validation rows, it must not decide.
     """
     high = max(runner.result["score"] for runner in runners)
-    error = math.sqrt(max(high * (1 - high), 1e-4) / rows) if 0 <= high <= 1 else 0.0
+    error = error_of(high, rows)
     level = [runner for runner in runners if runner.result["score"] >= high - error]
     behind = [runner for runner in runners if runner.result["score"] < high - error]
     return [*level, *sorted(behind, key=lambda r: (r.result["score"], -r.result["loss"]), reverse=True)]
