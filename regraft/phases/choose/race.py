@@ -20,7 +20,7 @@ from regraft.config.recipe import CandidateSpec, RaceSpec
 from regraft.core import Hook
 from regraft.core.run import Log
 from regraft.data.encoded import Encoded
-from regraft.errors import Conflict, ModelError
+from regraft.errors import ConfigError, Conflict, ModelError
 from regraft.phases.training import StepCounter, Trainer, Valid, Validate, better, evenly, supervised_recipe
 
 
@@ -92,7 +92,7 @@ def run_race(race: RaceSpec, track: Track, say: Callable[[str], None]) -> tuple[
             continue
         try:
             running.append(track.runner(spec))
-        except (Conflict, ModelError) as error:
+        except (ConfigError, Conflict, ModelError) as error:
             entries.append(_refused(spec, str(error)))
             say(f"{spec.name} does not take part: {error}")
     for number, rung in enumerate(race.rungs, start=1):

@@ -277,10 +277,11 @@ def _facts(job: Job) -> Facts:
     curve = notes.get("curve", [])
     best = max(curve, key=lambda point: point["score"])["depth"] if len(curve) > 1 else 1
     top = max(point["depth"] for point in curve) if len(curve) > 1 else 1
+    highest = max((int(depth) for depth, _ in notes["chosen"]["reads"]), default=0) or len(blocks(job.base))
     return Facts(
         modality=job.dataset.schema.modality,
         rows=len(job.materials.rows("train")),
-        num_blocks=len(blocks(job.base)),
+        num_blocks=max(1, min(len(blocks(job.base)), highest)),  # what is above the highest depth in use is cut off
         best_depth=best / max(1, top),
         mirror_safe=job.spec.train.flip,
         precision=job.precision,
