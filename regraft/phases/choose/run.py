@@ -321,6 +321,6 @@ def _time_to_finish(job: Job, speed: Speed) -> float:
         name: min(len(split), job.materials.limits.get(name) or len(split))
         for name, split in job.dataset.splits.items()
     }
-    passes = 1.2 * rows.get("train", 0) + 6 * rows.get("valid", 0) + 2.2 * rows.get("test", 0)
+    passes = 1.1 * rows.get("train", 0) + 5 * rows.get("valid", 0) + 2 * rows.get("test", 0)
     probe_line = next((line for line in job.run.read_json("ledger.json") if line["phase"] == "probe"), {"seconds": 5.0})
     return passes * speed.forward_s + 0.3 * probe_line["seconds"] + 6.0
