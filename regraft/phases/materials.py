@@ -74,6 +74,11 @@ class Materials:
             self.encoded_[split] = encode_split(self.dataset, split, self.preprocessor, rows=rows, folder=folder)
         return self.encoded_[split]
 
+    def example(self) -> dict[str, Tensor]:
+        """The first two training rows as a batch. Only these are encoded: how many rows will be used may not be known yet."""
+        rows = self.rows("train")[:2]
+        return encode_split(self.dataset, "train", self.preprocessor, rows=rows).collate(np.arange(len(rows)))
+
     def targets(self, split: str) -> Tensor:
         """Targets of `rows(split)`: class ids (N,), 0/1 (N, C), or numbers (N,) in standard deviations of train."""
         raw = self.raw_targets(split)
@@ -177,7 +182,7 @@ def readable_model(
         ModelError: the model cannot be found, loaded or read, or is of another modality.
     """
     schema = materials.dataset.schema
-    example = materials.encoded("train").collate(np.arange(2))
+    example = materials.example()
     if schema.modality == "table" and module is None:
         network = spec.network or WideDeep()
         if not isinstance(network, Network):
@@ -207,7 +212,7 @@ def backbone_of(spec: ModelSpec, materials: Materials, module: nn.Module | None 
         backbone = load_backbone(spec.name, modality=modality)  # type: ignore[arg-type]
         _plain_attention(backbone.module)
         return backbone
-    example = materials.encoded("train").collate(np.arange(2))["x"]
+    example = materials.example()["x"]
     if module is None:
         if not isinstance(spec.network, Network):
             raise ConfigError("models.main: give a `name` or a `network`")
