@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import sys
 import traceback
@@ -14,6 +15,16 @@ from regraft.errors import RegraftError
 
 USER_ERROR, INTERRUPTED, BUG = 2, 130, 1
 RECIPE, REPORT = "recipe.yaml", "report.html"  # of a run directory: there from its start, and at its end
+
+
+FULL = "there is no space left on the disk"
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Did a write fail for want of space? Libraries written in other languages say so in words only."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return f"os error {errno.ENOSPC}" in str(error)
 
 
 class Stopped(Exception):
@@ -41,6 +52,9 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
             tell("stopped")
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
+            if is_disk_full(error):
+                tell(f"{FULL}; make room and try again", debug=debug)
+                raise typer.Exit(USER_ERROR) from None
             traceback.print_exc()
             tell(
                 f"this is a bug in regraft ({type(error).__name__}: {error}); please report it with the lines above and "
@@ -72,6 +86,10 @@ def resumable(run: Path) -> Generator[None]:
         if held or not unfinished(run) or "resume" in str(error):
             raise
         raise Stopped(f"{error}; then `regraft resume {run}` goes on from there") from error
+    except Exception as error:
+        if not is_disk_full(error) or not unfinished(run):
+            raise
+        raise Stopped(f"{FULL} while {run} was written; make room, then `regraft resume {run}` goes on") from error
 
 
 def unfinished(run: Path) -> bool:

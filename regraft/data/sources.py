@@ -16,7 +16,7 @@ from regraft.core.values import Batch, size
 from regraft.data.augment import Augment, uniforms
 from regraft.data.encoded import Encoded
 from regraft.data.episodes import Episodes as Episodes
-from regraft.data.loading import BatchOrder, in_length_order
+from regraft.data.loading import BatchOrder
 from regraft.errors import ConfigError
 
 
@@ -200,20 +200,3 @@ class Paired(Source):
         for name, source in (("first", self.first), ("second", self.second)):
             if name in state:
                 source.load_state_dict(state[name])
-
-
-def in_order(
-    encoded: Encoded, *, max_tokens: int = 16_384, batch_size: int = 512, rows: np.ndarray | None = None
-) -> Iterator[tuple[np.ndarray, Batch]]:
-    """(rows (M,), {"id", **inputs}) over all examples once, for evaluation: longest first, so that little is padded.
-
-    Args:
-        encoded: the examples.
-        max_tokens: of a batch, padding included; at least one example is in each.
-        batch_size: examples in a batch at most.
-        rows: those wanted; default all.
-    """
-    wanted = np.arange(len(encoded), dtype=np.int64) if rows is None else np.asarray(rows, dtype=np.int64)
-    for part in in_length_order(encoded.lengths[wanted], max_tokens=max_tokens, max_examples=batch_size):
-        drawn = wanted[part]
-        yield drawn, {"id": torch.from_numpy(drawn), **encoded.collate(drawn)}

@@ -68,7 +68,7 @@ def pooled(output: Tensor, pool: str, mask: Tensor | None = None) -> Tensor:
         return _pooled_map(output.float(), pool)
     if pool == "first":
         return output[:, 0].float()
-    if mask is None or mask.shape[:2] != output.shape[:2]:
+    if mask is None or mask.shape[:2] != output.shape[:2] or bool(mask.all()):
         return output.float().mean(dim=1) if pool == "mean" else output.float().amax(dim=1)
     return masked_mean(output, mask) if pool == "mean" else masked_max(output, mask)
 

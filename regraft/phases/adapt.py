@@ -17,15 +17,14 @@ from regraft.core.checkpoint import Checkpointer, load, load_newest, save
 from regraft.core.descent import Precision
 from regraft.core.forward import inputs_of
 from regraft.core.modes import eval_mode
-from regraft.data.encoded import Encoded
-from regraft.data.sources import in_order
 from regraft.losses.supervised import per_example_losses
 from regraft.models.graft import Graft
 from regraft.models.standard import StandardHead
-from regraft.phases.choose.features import MOST_EXAMPLES, MOST_TOKENS, evaluating, model_outputs, plain_empty
-from regraft.phases.choose.fit import Head, fit_head
+from regraft.phases.choose.features import head_features, model_outputs
+from regraft.phases.choose.fit import Head, fit_head, standardised
+from regraft.phases.choose.plan_phase import plan_phase
+from regraft.phases.choose.probe_phase import load_heads, with_probe
 from regraft.phases.choose.race import Runner, Track, beats, finish, run_race
-from regraft.phases.choose.run import load_heads, plan_phase, with_probe
 from regraft.phases.job import Job
 from regraft.phases.metering import step_flops, units
 from regraft.phases.rundir import EVENTS, EventLog
@@ -181,11 +180,11 @@ def adapt_phase(job: Job) -> dict[str, Any]:
         for sentence in sentences:
             job.reporter.say(sentence)
         job.found["final"] = model
+        meter.judge(*_gate(winner, entries))
         notes = {
             "winner": winner,
             "entries": entries,
             "sentences": sentences,
-            "gate": {"passed": True, "versus_probe_on_valid": winner},
         }
     return job.run.finish("adapt", notes)
 
@@ -232,8 +231,9 @@ def _with_refitted_head(
         head_features(model, materials.encoded(name), precision=job.precision) for name in ("train", "valid")
     )
     targets = {name: materials.targets(name) for name in ("train", "valid")}
-    options = {"task": materials.task, "num_outputs": materials.num_outputs, "l2": load_heads(job)["chosen"].l2}
-    head = fit_head(train, targets["train"], **options)
+    l2, problem = load_heads(job)["chosen"].l2, materials.problem
+    matrix = standardised([train], [held_out], half=problem.iterative)
+    head = fit_head(matrix.first(len(train)), targets["train"], problem, l2=l2)
     refitted = head.logits(held_out)
     judged = valid.judge(refitted)
     if not beats(judged, result):
@@ -243,9 +243,7 @@ def _with_refitted_head(
             result,
             [f"a head fitted anew on the trained features is no better ({judged['score']:.4f} on validation)"],
         )
-    everything = fit_head(
-        torch.cat([train, held_out]), torch.cat([targets["train"], targets["valid"]]), start=head, **options
-    )
+    everything = fit_head(matrix, torch.cat([targets["train"], targets["valid"]]), problem, l2=l2, start=head)
     _put(model, everything)
     gain = f"{judged['score']:.4f} on validation, {result['score']:.4f} before"
     sentence = f"the head was fitted anew on the trained features: {gain}"
@@ -259,18 +257,6 @@ def _with_refitted_head(
 
 def _put(model: nn.Module, head: Head) -> None:
     cast(Any, model).set_head(head.weight, head.bias, mean=head.mean, deviation=head.deviation)
-
-
-def head_features(model: nn.Module, encoded: Encoded, *, precision: Precision) -> Tensor:
-    """What enters the model's head for all examples, (N, F) fp32."""
-    out = torch.empty(0, 0)
-    with evaluating(model, precision):
-        for rows, batch in in_order(encoded, max_tokens=MOST_TOKENS, batch_size=MOST_EXAMPLES):
-            found = cast(Any, model).features(**{key: batch[key] for key in inputs_of(model)})
-            if not out.numel():
-                out = plain_empty(len(encoded), found.shape[1])
-            out[torch.from_numpy(np.asarray(rows))] = found.float()
-    return out
 
 
 @torch.no_grad()
@@ -312,6 +298,12 @@ def clearly_better(ours: Tensor, theirs: Tensor, targets: Tensor, *, task: str) 
     else:
         gain = per_example_losses(theirs, targets, task) - per_example_losses(ours, targets, task)
     return bool(gain.mean() > gain.std() / math.sqrt(len(gain))) if len(gain) > 1 else False
+
+
+def _gate(winner: str, entries: list[dict[str, Any]]) -> tuple[bool, str]:
+    """Does the model stand at or above the probe on validation?"""
+    ours, probe = (next(e["valid"]["score"] for e in entries if e["name"] == name) for name in (winner, "probe"))
+    return ours >= probe, f"{winner} stands at {ours:.4f} on validation, the probe at {probe:.4f}."
 
 
 def _verdict(spec: CandidateSpec, result: dict[str, float], probe: dict[str, float], kept: bool) -> str:

@@ -22,9 +22,9 @@ from regraft.errors import ConfigError, DataError
 from regraft.losses.supervised import objective_for
 from regraft.models.graft import Graft
 from regraft.models.networks import Network
-from regraft.phases.choose.features import LAST, all_features, joined
-from regraft.phases.choose.fit import fit_head
-from regraft.phases.choose.probe import choose_penalty, fit_probe
+from regraft.phases.choose.features import LAST, all_features
+from regraft.phases.choose.fit import Problem
+from regraft.phases.choose.probe import Heights, choose_heights, choose_penalty, fitted
 from regraft.phases.entries import Entry, joined_schema
 from regraft.phases.materials import Materials, extra_models, prepare, readable_model
 from regraft.phases.teachers import earlier_run, from_earlier_run
@@ -259,7 +259,7 @@ def with_probe_head(
     """
     if not hasattr(model, "set_head") or not hasattr(model, "features"):
         raise ConfigError(f"probe: a {type(model).__name__} with fresh weights has no features to probe; leave it out")
-    shape = {"task": main.task, "num_outputs": main.num_outputs}
+    problem = Problem(task=main.task, num_outputs=main.num_outputs)
     precision = "fp32" if options.precision == "auto" else options.precision
     encoded, targets = main.encoded("train"), main.targets("train")
     given = bool(chosen.depths or chosen.pools)
@@ -267,16 +267,16 @@ def with_probe_head(
         model = _reading(model, chosen, main, seed)
     features = all_features(model, encoded, precision=precision, pools=chosen.pools or None)
     if given:
-        wanted = joined(features, cast(Graft, model).reads)
-        l2 = choose_penalty(wanted, targets, **shape, folds=options.folds, seed=seed)
-        head = fit_head(wanted, targets, **shape, l2=l2)
+        heights = Heights(reads=cast(Graft, model).reads)
     else:
-        probe = fit_probe(features, targets, **shape, depths=options.depths, folds=options.folds, seed=seed)
-        sentences += probe.sentences
-        head, reads = probe.chosen.head, probe.chosen.reads
-        if isinstance(model, Graft) and reads != (LAST,):
-            model = model.reading(depths=probe.chosen.depths, pools=probe.chosen.pools, num_outputs=main.num_outputs)
+        choice = choose_heights(features, targets, problem, depths=options.depths, seed=seed)
+        sentences += choice.sentences
+        heights = choice.chosen
+        if isinstance(model, Graft) and heights.reads != (LAST,):
+            model = model.reading(depths=heights.depths, pools=heights.pools, num_outputs=main.num_outputs)
             cast(Graft, model).cut_above()
+    l2 = choose_penalty(features, heights.reads, targets, problem, folds=options.folds, seed=seed)
+    head = fitted(heights, heights.of(problem, features), targets, problem, l2=l2).head
     cast(Any, model).set_head(head.weight, head.bias, mean=head.mean, deviation=head.deviation)
     return model
 

@@ -17,7 +17,7 @@ from regraft.phases.adapt import final_model
 from regraft.phases.calibrate import calibrate
 from regraft.phases.choose.features import Features, all_features, model_outputs
 from regraft.phases.choose.probe import FittedReads
-from regraft.phases.choose.run import load_heads
+from regraft.phases.choose.probe_phase import load_heads
 from regraft.phases.evaluate.collect import Question, Scored, metrics_document, reliability_of
 from regraft.phases.evaluate.latency import Latency, latency
 from regraft.phases.evaluate.metrics import PRIMARY
@@ -43,7 +43,23 @@ def calibrate_phase(job: Job) -> dict[str, Any]:
         for sentence in section.get("sentences", []):
             job.reporter.say(sentence)
         _save(job, chosen, meter)
+        meter.judge(*_calibration_gate(section))
     return job.run.finish("calibrate", {"calibration": chosen.to_json(), "section": section})
+
+
+def _calibration_gate(section: dict[str, Any]) -> tuple[bool, str]:
+    """Are probabilities left out of the fit at least as likely as before it, or intervals at least nearly as wide as stated?"""
+    if "cross_fitted_coverage" in section:
+        held, wanted = section["cross_fitted_coverage"], section["parameters"]["coverage"]
+        error = (wanted * (1 - wanted) / section["rows"]) ** 0.5
+        return (
+            held >= wanted - 2 * error,
+            f"{held:.1%} of validation rows lie in their interval, {wanted:.0%} are wanted.",
+        )
+    before, after = section.get("before") or {}, section.get("after") or {}
+    if not before:
+        return False, "no validation row has a target, so nothing was calibrated."
+    return after["nll"] <= before["nll"], f"NLL {before['nll']:.4f} before and {after['nll']:.4f} after, cross-fitted."
 
 
 def _save(job: Job, calibration: Calibration, meter: Meter) -> None:
@@ -104,11 +120,21 @@ def evaluate_phase(job: Job) -> dict[str, Any]:
             extra=extra,
         )
         job.run.write_json(METRICS, document)
-    primary = document["primary"]
-    headline = {name: document["final"][name][primary] for name in document["final"]}
+        primary = document["primary"]
+        headline = {name: document["final"][name][primary] for name in document["final"]}
+        meter.judge(*_evaluation_gate(document, split))
     for name, value in headline.items():
         job.reporter.say(f"{primary} on {name}: {value['value']:.4f} ({value['low']:.4f} to {value['high']:.4f})")
     return job.run.finish("evaluate", {"primary": primary, "final": headline, "test_uses": int(before is not None)})
+
+
+def _evaluation_gate(document: dict[str, Any], split: str) -> tuple[bool, str]:
+    """Is the model on the rows it was scored on not clearly below the probe?"""
+    primary, gain = document["primary"], document["versus_probe"]
+    ours, probe = (document[name][split][primary]["value"] for name in ("final", "probe"))
+    if ours is None or probe is None or gain["high"] is None:
+        return False, f"{primary} on {split} cannot be computed."
+    return gain["high"] >= 0, f"{primary} {ours:.4f} on {split}, the probe's {probe:.4f}."
 
 
 def report_phase(job: Job) -> str:
@@ -189,7 +215,6 @@ def _extra(job: Job, model: nn.Module, times: Latency, split: str) -> dict[str, 
         "size": {"parameters": about["parameters"], "trainable": about.get("trainable"), "bytes": about.get("bytes")},
         "data": _data(job),
         "test_uses": int("test" in job.dataset.splits),
-        "gates": {"adapt": adapt["gate"]},
     }
 
 

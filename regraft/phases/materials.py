@@ -25,6 +25,7 @@ from regraft.models.load import find_model, load_backbone
 from regraft.models.networks import Network
 from regraft.models.standard import load_standard
 from regraft.models.wide_deep import WideDeep
+from regraft.phases.choose.fit import Problem
 
 IN_MEMORY = 200_000  # rows of a split that are encoded in memory; larger ones go to memory-mapped files in the cache
 
@@ -44,6 +45,11 @@ class Materials:
     def task(self) -> str:
         """binary, multiclass, multilabel or regression."""
         return self.dataset.schema.task
+
+    @property
+    def problem(self) -> Problem:
+        """What a head answers here."""
+        return Problem(task=self.task, num_outputs=self.num_outputs)
 
     @property
     def num_outputs(self) -> int:

@@ -28,6 +28,11 @@ class Meter:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     peak_bytes: int = 0
+    gate: dict[str, Any] | None = None
+
+    def judge(self, passed: bool, sentence: str) -> None:
+        """Say whether the phase reached what the next one counts on, with the numbers that decide."""
+        self.gate = {"passed": passed, "sentence": sentence}
 
     def line(self) -> dict[str, Any]:
         """The line of the ledger."""
@@ -38,7 +43,7 @@ class Meter:
             "peak_bytes": self.peak_bytes,
             "flops": self.flops,
             "bytes": self.bytes,
-        }
+        } | ({} if self.gate is None else {"gate": self.gate})
 
 
 @contextmanager

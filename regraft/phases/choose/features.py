@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -12,30 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from regraft.core.descent import Precision
-from regraft.core.forward import inputs_of
-from regraft.core.modes import eval_mode
 from regraft.data.augment import Augment, uniforms
 from regraft.data.encoded import Encoded
 from regraft.data.images import EncodedImages
-from regraft.data.sources import in_order
+from regraft.phases.sweep import sweep
 
 Read = tuple[int, str]  # a depth and how its output is pooled
 Features = dict[Read, Tensor]  # (N, F) each, rows in the order of the encoded examples
 LAST: Read = (0, "input")  # the one read of a model that cannot be read at depths
-
-
-MOST_EXAMPLES, MOST_TOKENS = (
-    32,
-    512,
-)  # of a batch: measured on CPUs, larger ones leave the cache and are up to twice as slow
-
-
-@contextmanager
-def evaluating(model: nn.Module, precision: Precision) -> Generator[None]:
-    """Eval mode, no gradients, and one autocast for the whole block, so that weights are cast once and not for every batch."""
-    half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
-    with eval_mode(model), torch.inference_mode(), half:
-        yield
 
 
 class Readable(Protocol):
@@ -63,24 +46,17 @@ def all_features(
         pools: the ways of pooling wanted; default all.
         progress: called with the number of rows done since the last call.
     """
-    read = getattr(model, "all_features", None)
 
-    def one(inputs: dict[str, Tensor]) -> Features:
-        if read is not None:
-            return read(pools=pools, **inputs)
-        return {LAST: cast(Readable, model).features(**inputs)}
+    def compute(own: nn.Module, inputs: dict[str, Tensor]) -> Features:
+        read = getattr(own, "all_features", None)
+        return {LAST: cast(Readable, own).features(**inputs)} if read is None else read(pools=pools, **inputs)
 
-    out: Features = {}
-    with evaluating(model, precision):
-        for rows, batch in in_order(encoded, max_tokens=MOST_TOKENS, batch_size=MOST_EXAMPLES):
-            found = one({key: batch[key] for key in inputs_of(model)})
-            index = torch.from_numpy(np.asarray(rows))
-            for key, value in found.items():
-                if key not in out:
-                    out[key] = plain_empty(len(encoded), value.shape[1])
-                out[key][index] = value.float()
-            progress(len(rows))
-    return out
+    return sweep(model, encoded, compute, precision=precision, progress=progress)
+
+
+def head_features(model: nn.Module, encoded: Encoded, *, precision: Precision) -> Tensor:
+    """What enters the model's head for all examples, (N, F) fp32."""
+    return sweep(model, encoded, lambda own, x: {LAST: cast(Readable, own).features(**x)}, precision=precision)[LAST]
 
 
 @dataclass(frozen=True)
@@ -111,12 +87,6 @@ class AugmentedView:
         return self.base.collate_changed(rows, lambda pixels: self.augment.apply(pixels, draws))
 
 
-def plain_empty(rows: int, columns: int) -> Tensor:
-    """An ordinary tensor, also when it is made in inference mode: it will be used outside."""
-    with torch.inference_mode(False):
-        return torch.empty(rows, columns)
-
-
 def joined(features: Features, reads: Iterable[Read]) -> Tensor:
     """(N, sum F): the reads side by side, in the order given."""
     parts = [features[read] for read in reads]
@@ -131,14 +101,4 @@ def model_outputs(
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Tensor:
     """Logits (N, C) of all examples, in eval mode and fp32."""
-    out: Tensor | None = None
-    with evaluating(model, precision):
-        for rows, batch in in_order(encoded, max_tokens=MOST_TOKENS, batch_size=MOST_EXAMPLES):
-            logits = model(**{key: batch[key] for key in inputs_of(model)})
-            if out is None:
-                out = plain_empty(len(encoded), logits.shape[1])
-            out[torch.from_numpy(np.asarray(rows))] = logits.float()
-            progress(len(rows))
-    if out is None:
-        raise ValueError("model_outputs needs at least one example")
-    return out
+    return sweep(model, encoded, lambda own, x: {LAST: own(**x)}, precision=precision, progress=progress)[LAST]

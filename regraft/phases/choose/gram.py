@@ -10,24 +10,23 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from regraft.models.heads import standardisation
+from regraft.phases.choose.fit import Problem, standardised
 
 STRENGTHS = tuple(10.0**k for k in (-3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 2))  # times the mean of the diagonal
 HELD_OUT_STRENGTHS = (0.03, 0.3, 3.0)
 Read = tuple[int, str]
 
 
-def block_gram(features: Tensor) -> Tensor:
-    """(N, N) inner products of standardised features (N, F)."""
-    mean, deviation = (part.float() for part in standardisation(features))
-    x = (features.float() - mean) / deviation
+def block_gram(*features: Tensor) -> Tensor:
+    """(N, N) inner products of standardised features (N, F_i), side by side."""
+    x = standardised(features).x
     return x @ x.T
 
 
-def one_hot(targets: Tensor, task: str, num_outputs: int) -> Tensor:
+def one_hot(targets: Tensor, problem: Problem) -> Tensor:
     """Targets as columns (N, C): class indicators, labels, or the number itself."""
-    if task in ("binary", "multiclass"):
-        return torch.nn.functional.one_hot(targets, num_outputs).float()
+    if problem.task in ("binary", "multiclass"):
+        return torch.nn.functional.one_hot(targets, problem.num_outputs).float()
     return targets.float().reshape(len(targets), -1)
 
 
@@ -66,37 +65,57 @@ def score(predictions: Tensor, targets: Tensor, task: str) -> float:
     return float(1.0 - residual.square().mean() / targets.float().var(correction=0).clamp(min=1e-12))
 
 
-def best_score(gram: Tensor, targets: Tensor, *, task: str, num_outputs: int) -> float:
+def best_score(gram: Tensor, targets: Tensor, problem: Problem) -> float:
     """The best leave-one-out score over the strengths."""
-    columns = one_hot(targets, task, num_outputs)
-    return max(score(p, targets, task) for p in leave_one_out(gram, columns))
+    return max(score(p, targets, problem.task) for p in leave_one_out(gram, one_hot(targets, problem)))
 
 
 class HeldOut:
-    """Ridge scores of any combination of reads on a held-out quarter of the rows, each for the price of some Cholesky factors.
+    """Ridge scores of combinations of reads on a held-out quarter of the rows, each for the price of some Cholesky factors.
 
-    The inner products of rows (N, N) are computed once for each read; those of a combination are their sum.
+    Inner products of rows add up over reads, so those of reads that the combinations always take together are computed
+    once, as (N, rows fitted on), and summed.
     """
 
-    def __init__(self, features: Mapping[Read, Tensor], targets: Tensor, *, task: str, num_outputs: int) -> None:
+    def __init__(
+        self,
+        features: Mapping[Read, Tensor],
+        targets: Tensor,
+        problem: Problem,
+        combinations: Sequence[Sequence[Read]],
+    ) -> None:
         rows = len(targets)
-        self.task, self.targets = task, targets
+        self.task, self.targets = problem.task, targets
         self.fitted, self.held = slice(0, rows - rows // 4), slice(rows - rows // 4, rows)
-        columns = one_hot(targets, task, num_outputs)[self.fitted]
+        columns = one_hot(targets, problem)[self.fitted]
         self.centre = columns.mean(0)
         self.moments = columns - self.centre
-        self.grams = {read: block_gram(values) for read, values in features.items()}
+        together: dict[tuple[int, ...], list[Read]] = {}
+        for read in features:
+            members = tuple(n for n, reads in enumerate(combinations) if read in reads)
+            together.setdefault(members, []).append(read)
+        self.grams: dict[frozenset[Read], Tensor] = {}
+        for members, reads in together.items():
+            if members:
+                x = standardised([features[read] for read in reads]).x
+                self.grams[frozenset(reads)] = x @ x[self.fitted].T
 
     def best(self, reads: Sequence[Read]) -> float:
-        """The best held-out score of a combination over the strengths."""
-        gram = self.grams[reads[0]].clone()
-        for read in reads[1:]:
-            gram += self.grams[read]
-        inside, across = gram[self.fitted, self.fitted], gram[self.held, self.fitted]
-        scale, scores = float(inside.diagonal().mean()), list[float]()
-        for strength in HELD_OUT_STRENGTHS:
+        """The best held-out score of one of the combinations over the strengths."""
+        wanted = set(reads)
+        gram = torch.zeros_like(next(iter(self.grams.values())))
+        for group, part in self.grams.items():
+            if group <= wanted:
+                gram += part
+        inside, across = gram[self.fitted], gram[self.held]
+        scale = float(inside.diagonal().mean())
+
+        def at(strength: float) -> float:
             ridge = inside.clone()
             ridge.diagonal().add_(strength * scale)
             predicted = self.centre + across @ torch.cholesky_solve(self.moments, torch.linalg.cholesky(ridge))
-            scores.append(score(predicted, self.targets[self.held], self.task))
-        return max(scores)
+            return score(predicted, self.targets[self.held], self.task)
+
+        weak, middle, strong = HELD_OUT_STRENGTHS
+        found = (at(weak), at(middle))
+        return found[0] if found[0] > found[1] else max(found[1], at(strong))  # it has one peak over the strengths

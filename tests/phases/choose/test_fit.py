@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from regraft.core.seeding import generator
-from regraft.phases.choose.fit import fit_head, in_row_space, solve
+from regraft.phases.choose.fit import Head, Problem, Standardised, fit_head, in_row_space, standardised
 from regraft.phases.choose.gram import HeldOut, block_gram, leave_one_out, one_hot
 
 
@@ -19,10 +21,17 @@ def data(n: int = 200, width: int = 12, classes: int = 4, seed: int = 0) -> tupl
     return centres[y] + torch.randn(n, width, generator=g), y
 
 
+EXACT: dict[str, Any] = {"max_iterations": 500, "tolerance": 1e-9}
+
+
+def fitted(x: torch.Tensor, y: torch.Tensor, problem: Problem, *, l2: float) -> Head:
+    return fit_head(standardised([x]), y, problem, l2=l2, **EXACT)
+
+
 @pytest.mark.parametrize("l2", [0.3, 0.01])
 def test_softmax_head_is_that_of_scikit_learn(l2):
     x, y = data()
-    ours = fit_head(x, y, task="multiclass", num_outputs=4, l2=l2, max_iterations=500)
+    ours = fitted(x, y, Problem(task="multiclass", num_outputs=4), l2=l2)
     standard = ((x - ours.mean) / ours.deviation).numpy().astype(np.float64)
     theirs = LogisticRegression(C=1 / (l2 * len(x)), max_iter=5000, tol=1e-10).fit(standard, y.numpy())
     expected = theirs.predict_proba(standard)
@@ -33,7 +42,7 @@ def test_softmax_head_is_that_of_scikit_learn(l2):
 def test_multilabel_head_is_one_logistic_regression_a_label():
     x, y = data()
     labels = torch.stack([y == 0, y >= 2], 1).float()
-    ours = fit_head(x, labels, task="multilabel", num_outputs=2, l2=0.05, max_iterations=500)
+    ours = fitted(x, labels, Problem(task="multilabel", num_outputs=2), l2=0.05)
     standard = ((x - ours.mean) / ours.deviation).numpy().astype(np.float64)
     for column in range(2):
         theirs = LogisticRegression(C=1 / (0.05 * len(x)), max_iter=5000, tol=1e-10).fit(
@@ -46,7 +55,7 @@ def test_multilabel_head_is_one_logistic_regression_a_label():
 def test_regression_head_is_ridge_with_a_free_intercept():
     x, _ = data()
     y = x @ torch.arange(12.0) + 5 + torch.randn(200, generator=generator(3))
-    ours = fit_head(x, y, task="regression", num_outputs=1, l2=0.1)
+    ours = fitted(x, y, Problem(task="regression", num_outputs=1), l2=0.1)
     standard = ((x - ours.mean) / ours.deviation).numpy().astype(np.float64)
     theirs = Ridge(alpha=0.1 * len(x)).fit(standard, y.numpy())
     np.testing.assert_allclose(ours.logits(x)[:, 0].numpy(), theirs.predict(standard), rtol=1e-4, atol=1e-3)
@@ -54,7 +63,7 @@ def test_regression_head_is_ridge_with_a_free_intercept():
 
 def test_a_class_without_examples_is_ruled_out_and_keeps_its_place():
     x, y = data(classes=3)
-    head = fit_head(x, y, task="multiclass", num_outputs=5, l2=0.01)
+    head = fitted(x, y, Problem(task="multiclass", num_outputs=5), l2=0.01)
     assert head.logits(x).shape == (200, 5)
     assert set(head.logits(x).argmax(1).tolist()) <= {0, 1, 2}
 
@@ -62,7 +71,7 @@ def test_a_class_without_examples_is_ruled_out_and_keeps_its_place():
 def test_constant_features_change_nothing():
     x, y = data()
     wide = torch.cat([x, torch.full((200, 3), 7.0)], 1)
-    plain, more = (fit_head(v, y, task="multiclass", num_outputs=4, l2=0.01, max_iterations=300) for v in (x, wide))
+    plain, more = (fitted(v, y, Problem(task="multiclass", num_outputs=4), l2=0.01) for v in (x, wide))
     moved = wide + torch.cat([torch.zeros(12), torch.full((3,), 0.01)])
     assert (more.logits(moved).argmax(1) == plain.logits(x).argmax(1)).float().mean() > 0.99
 
@@ -70,18 +79,18 @@ def test_constant_features_change_nothing():
 def test_the_row_space_gives_the_fit_of_the_whole_space():
     x, y = data(n=40, width=90)
     mean, deviation = x.mean(0), x.std(0, correction=0)
-    rotated = in_row_space(x)
+    rotated = in_row_space((x - mean) / deviation)
     assert rotated.shape == (40, 40)
     outputs = []
     for features in ((x - mean) / deviation, rotated):
-        weight, bias = solve(features, y, task="multiclass", num_outputs=4, l2=0.05, max_iterations=500)
-        outputs.append((features @ weight.T + bias).softmax(-1))
+        head = fit_head(Standardised.plain(features), y, Problem(task="multiclass", num_outputs=4), l2=0.05, **EXACT)
+        outputs.append(head.logits(features).softmax(-1))
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-3, atol=1e-3)
 
 
 def test_leave_one_out_is_what_refitting_without_each_row_gives():
     x, y = data(n=30, width=5, classes=3)
-    gram, columns = block_gram(x), one_hot(y, "multiclass", 3)
+    gram, columns = block_gram(x), one_hot(y, Problem(task="multiclass", num_outputs=3))
     strength = 0.1
     (ours,) = leave_one_out(gram, columns, [strength])
     alpha = strength * float(gram.diagonal().mean())
@@ -96,8 +105,9 @@ def test_leave_one_out_is_what_refitting_without_each_row_gives():
 def test_a_combination_scores_like_its_features_side_by_side():
     x, y = data(n=160, width=20)
     parts = {(0, "mean"): x[:, :8], (1, "mean"): x[:, 8:]}
-    together = HeldOut({(0, "mean"): x}, y, task="multiclass", num_outputs=4).best([(0, "mean")])
-    apart = HeldOut(parts, y, task="multiclass", num_outputs=4)
+    problem, one, both = Problem(task="multiclass", num_outputs=4), [(0, "mean")], [(0, "mean"), (1, "mean")]
+    together = HeldOut({(0, "mean"): x}, y, problem, [one]).best(one)
+    apart = HeldOut(parts, y, problem, [one, both])
     assert apart.best([(0, "mean"), (1, "mean")]) == pytest.approx(
         together, abs=0.026
     )  # one row of 40: deviations are floored apart

@@ -1,0 +1,98 @@
+"""The phase that plans: what is left of the budget becomes a race of counted work, written into the recipe."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from regraft.config.recipe import RaceSpec
+from regraft.core.forward import inputs_of
+from regraft.core.modes import set_trainable, train_mode
+from regraft.core.values import Clock
+from regraft.losses.supervised import objective_for
+from regraft.models.blocks import blocks, layer_groups
+from regraft.models.graft import Graft
+from regraft.models.standard import StandardHead
+from regraft.phases.choose.plan import Speed, make_race, measure_step
+from regraft.phases.choose.probe_phase import load_heads, with_probe
+from regraft.phases.choose.rules import Facts, candidate
+from regraft.phases.job import Job
+
+
+def plan_phase(job: Job) -> RaceSpec:
+    """The race, written into the recipe; a recipe that has one already is taken as it is."""
+    if job.spec.race is not None:
+        return job.spec.race
+    with job.phase("plan", "turn the budget into counted work"):
+        facts = _facts(job)
+        if job.spec.strategy == "probe" or not _trainable(job):
+            speed, left = Speed(forward_s=0.0, step_s=0.0, batch_size=32), 0.0
+            race, reasons = make_race(facts, speed, seconds=0.0, only="probe")
+        else:
+            speed = _speed(job, facts)
+            budget = job.spec.budget_s if job.spec.budget_s is not None else 600.0
+            left = budget - job.elapsed - _time_to_finish(job, speed)
+            race, reasons = make_race(facts, speed, seconds=left, only=job.spec.strategy)
+        for sentence in reasons:
+            job.reporter.say(sentence)
+        job.use(job.spec.replaced(race=race, reasons=(*job.spec.reasons, *reasons)))
+    return race
+
+
+def _trainable(job: Job) -> bool:
+    return isinstance(job.base, Graft | StandardHead) or job.dataset.schema.modality == "table"
+
+
+def _facts(job: Job) -> Facts:
+    notes = job.run.done("probe") or {}
+    curve = notes.get("curve", [])
+    best = max(curve, key=lambda point: point["score"])["depth"] if len(curve) > 1 else 1
+    top = max(point["depth"] for point in curve) if len(curve) > 1 else 1
+    highest = max((int(depth) for depth, _ in notes["chosen"]["reads"]), default=0) or len(blocks(job.base))
+    return Facts(
+        modality=job.dataset.schema.modality,
+        rows=len(job.materials.rows("train")),
+        num_blocks=max(1, min(len(blocks(job.base)), highest)),  # what is above the highest depth in use is cut off
+        best_depth=best / max(1, top),
+        mirror_safe=job.spec.train.flip,
+        precision=job.precision,
+    )
+
+
+def _speed(job: Job, facts: Facts) -> Speed:
+    """Seconds of a full training step and of a row's forward pass, measured on the model with the probe's head."""
+    options = candidate("full", facts, steps=1, why="").train
+    model = with_probe(job, load_heads(job)["chosen"])
+    encoded, targets = job.materials.encoded("train"), job.materials.targets("train")
+    middle = np.argsort(encoded.lengths, kind="stable")
+    at = max(0, int(0.6 * len(middle)) - options.batch_size)
+    rows = np.sort(middle[at : at + options.batch_size])
+    batch = encoded.collate(rows) | {"y": targets[torch.from_numpy(rows)]}
+    objective = objective_for(job.materials.task)
+    stem = set(layer_groups(model)[0]) if job.dataset.schema.modality == "text" else set[str]()
+    set_trainable(model, [name for name, _ in model.named_parameters() if name not in stem])
+    train_mode(model)
+
+    def once() -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.precision == "bf16"):
+            return objective(model, batch, Clock(0, 1))
+
+    step = measure_step(once, list(model.parameters()))
+    begin = time.perf_counter()
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=job.precision == "bf16"):
+        model(**{key: batch[key] for key in inputs_of(model)})
+    return Speed(forward_s=(time.perf_counter() - begin) / len(rows), step_s=1.1 * step, batch_size=options.batch_size)
+
+
+def _time_to_finish(job: Job, speed: Speed) -> float:
+    """Seconds that refitting the head, calibrating, evaluating and reporting will take, with some slack."""
+    rows = {
+        name: min(len(split), job.materials.limits.get(name) or len(split))
+        for name, split in job.dataset.splits.items()
+    }
+    passes = 1.1 * rows.get("train", 0) + 5 * rows.get("valid", 0) + 2 * rows.get("test", 0)
+    probe_line = next((line for line in job.run.read_json("ledger.json") if line["phase"] == "probe"), {"seconds": 5.0})
+    return passes * speed.forward_s + 0.3 * probe_line["seconds"] + 6.0

@@ -1,0 +1,219 @@
+"""The phase of the probe: heads on the frozen features of all heights and of the last layer, kept for every later phase."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from regraft.config.recipe import ProbeSpec
+from regraft.data.encoded import Encoded
+from regraft.data.images import EncodedImages
+from regraft.models.graft import Graft
+from regraft.phases.choose.features import LAST, AugmentedView, Features, Read, all_features
+from regraft.phases.choose.fit import Head
+from regraft.phases.choose.measure import augmented_views
+from regraft.phases.choose.probe import (
+    Choice,
+    FittedReads,
+    Heights,
+    choose_heights,
+    choose_penalty,
+    fitted,
+    fitted_on_path,
+)
+from regraft.phases.job import Job
+from regraft.phases.metering import forward_flops
+from regraft.phases.training import Valid, usual_augment
+
+HEADS = ("chosen", "last", "chosen_all", "last_all")  # fitted on train; and again on train and valid
+MOST_STEPS_AGAIN = 25  # of the second fit, which starts from the first
+FEWEST_HELD_OUT = 500  # validation rows from which on they choose the penalty
+
+
+def probe_phase(job: Job) -> dict[str, Any]:
+    """Fit the probe on all heights and on the last layer, on train for judging and on train and valid for keeps."""
+    done = job.run.done("probe")
+    if done is not None:
+        return done
+    with job.phase("probe", "one forward pass of the frozen model, heads on every height") as meter:
+        features = {name: read_features(job, name) for name in ("train", "valid")}
+        meter.flops = _flops(job, ("train", "valid"))
+        options = job.spec.probe or ProbeSpec()
+        choice = choose_heights(
+            features["train"],
+            job.materials.targets("train"),
+            job.materials.problem,
+            depths=options.depths,
+            seed=job.spec.seed,
+        )
+        heads, judged, views = _fit(job, choice, features)
+        sentences = [*choice.sentences, _about_penalty(job, heads["chosen"])]
+        for sentence in sentences:
+            job.reporter.say(sentence)
+        ours, usual = (judged[name]["score"] for name in ("chosen", "last"))
+        job.reporter.say(f"probe: {ours:.4f} on validation; the last layer alone {usual:.4f}")
+        meter.judge(*_gate(job, judged))
+        save_heads(job, heads)
+        job.found["features"] = best_depth(choice.curve, features["train"])
+    notes = {
+        "curve": list(choice.curve),
+        "compared": list(choice.compared),
+        "sentences": sentences,
+        "views": views,
+    }
+    for name in ("chosen", "last"):
+        reads = [list(read) for read in heads[name].reads]
+        notes[name] = {"reads": reads, "l2": heads[name].l2, "valid": judged[name]}
+    return job.run.finish("probe", notes)
+
+
+def _gate(job: Job, judged: dict[str, dict[str, float]]) -> tuple[bool, str]:
+    """Is the head on the chosen heights as good as one on the last layer, but for the error of measuring?"""
+    ours, usual = (judged[name]["score"] for name in ("chosen", "last"))
+    error = math.sqrt(max(usual * (1 - usual), 0.0) / max(1, len(job.materials.targets("valid"))))
+    sentence = f"the chosen heights stand at {ours:.4f} on validation, the last layer at {usual:.4f}."
+    return ours >= usual - error, sentence
+
+
+def _fit(
+    job: Job, choice: Choice, features: dict[str, Features]
+) -> tuple[dict[str, FittedReads], dict[str, dict[str, float]], int]:
+    """The four heads, how the two fitted on train do on validation, and how many augmented views were fitted on as well."""
+    materials, views = job.materials, augmented_views(job, choice.rows)
+    targets = {name: materials.targets(name) for name in ("train", "valid")}
+    if views:
+        job.reporter.say(f"heads are fitted on {views} augmented views of each image as well")
+    blocks = {name: [features[name], *_looks(job, name, views)] for name in ("train", "valid")}
+    y = torch.cat([targets[name].repeat(views + 1, *(1,) * (targets[name].ndim - 1)) for name in ("train", "valid")])
+    learned = (views + 1) * len(targets["train"])
+    valid = Valid(encoded=materials.encoded("valid"), targets=targets["valid"], task=materials.task)
+    heads: dict[str, FittedReads] = {}
+    judged: dict[str, dict[str, float]] = {}
+    for name, heights in (("chosen", choice.chosen), ("last", choice.last)):
+        if name == "last" and heights == choice.chosen:
+            heads |= {"last": heads["chosen"], "last_all": heads["chosen_all"]}
+        else:
+            heads[name], heads[f"{name}_all"] = _fit_twice(job, heights, blocks, y, learned, valid)
+        outputs = heads[name].logits(features["valid"])
+        judged[name] = valid.judge(outputs)
+        np.save(job.run.path / "phases" / f"probe_{name}_valid.npy", outputs.numpy())
+    return heads, judged, views
+
+
+def _fit_twice(
+    job: Job, heights: Heights, blocks: dict[str, list[Features]], targets: Tensor, learned: int, valid: Valid
+) -> tuple[FittedReads, FittedReads]:
+    """The head on the first `learned` rows, which are the training ones, and from there on all rows."""
+    problem, options = job.materials.problem, job.spec.probe or ProbeSpec()
+    matrix = heights.of(problem, *blocks["train"], *blocks["valid"])
+    plain, rows, y = blocks["train"][0], matrix.first(learned), targets[:learned]
+    if _has_path(job, len(valid.targets)):
+
+        def loss(one: FittedReads) -> float:
+            return valid.judge(one.logits(blocks["valid"][0]))["loss"]
+
+        first = fitted_on_path(heights, rows, y, problem, loss=loss, seed=job.spec.seed)
+    else:
+        count = learned // len(blocks["train"])
+        l2 = choose_penalty(plain, heights.reads, y[:count], problem, folds=options.folds, seed=job.spec.seed)
+        first = fitted(heights, rows, y, problem, l2=l2)
+    return first, fitted(
+        heights, matrix, targets, problem, l2=first.l2, start=first.head, max_iterations=MOST_STEPS_AGAIN
+    )
+
+
+def _has_path(job: Job, held_out: int) -> bool:
+    """Is the penalty chosen on validation rows? Where they are few, folds of the training rows say more."""
+    return job.materials.problem.iterative and held_out >= FEWEST_HELD_OUT
+
+
+def _about_penalty(job: Job, chosen: FittedReads) -> str:
+    where = "validation rows" if _has_path(job, len(job.materials.targets("valid"))) else "held-out training rows"
+    return f"penalty {chosen.l2:g}, chosen on {where}"
+
+
+def _looks(job: Job, split: str, views: int) -> list[Features]:
+    """Features of the augmented views of a split of images."""
+    if not views:
+        return []
+    encoded = cast(EncodedImages, job.materials.encoded(split))
+    augment = usual_augment(flip=job.spec.train.flip)
+    return [read_features(job, split, AugmentedView(encoded, augment, job.spec.seed, n)) for n in range(1, views + 1)]
+
+
+def best_depth(curve: Any, features: Features) -> Tensor:
+    """The mean-pooled features (N, F) of the depth that is best alone."""
+    best = max(curve, key=lambda point: point["score"])["depth"]
+    return next(v for (depth, pool), v in features.items() if depth == best and pool in ("mean", LAST[1]))
+
+
+def read_features(job: Job, split: str, encoded: Encoded | None = None) -> Features:
+    """Features of a split, or of another encoding of it, at all boundaries that the recipe wants compared."""
+    encoded = encoded if encoded is not None else job.materials.encoded(split)
+    job.reporter.begin(f"reading {split}", len(encoded), "rows")
+    last_only = job.spec.probe is not None and job.spec.probe.depths == "last"
+    features = all_features(
+        job.base,
+        encoded,
+        precision=job.precision,
+        pools=("mean",) if last_only else None,
+        progress=job.reporter.advance,
+    )
+    job.reporter.end()
+    return features
+
+
+def _flops(job: Job, splits: tuple[str, ...]) -> float:
+    """Counted FLOPs of one forward pass over splits: FLOPs a unit on one batch, times the units."""
+    total = 0.0
+    for split in splits:
+        encoded = job.materials.encoded(split)
+        batch = encoded.collate(np.arange(min(4, len(encoded))))
+        total += forward_flops(job.base, batch) * (int(encoded.lengths.sum()) if "input_ids" in batch else len(encoded))
+    return total
+
+
+def save_heads(job: Job, fitted: dict[str, FittedReads]) -> None:
+    """Keep the fitted heads, so that a resumed job needs no second pass."""
+    tensors: dict[str, Tensor] = {}
+    for name, one in fitted.items():
+        parts = {
+            "weight": one.head.weight,
+            "bias": one.head.bias,
+            "mean": one.head.mean,
+            "deviation": one.head.deviation,
+        }
+        tensors |= {f"{name}.{part}": value.clone() for part, value in parts.items()}
+    save_file(tensors, job.run.path / "phases" / "probe.safetensors")
+
+
+def load_heads(job: Job) -> dict[str, FittedReads]:
+    """The heads that `save_heads` kept, by name."""
+    notes = job.run.done("probe") or {}
+    tensors = load_file(job.run.path / "phases" / "probe.safetensors")
+    out: dict[str, FittedReads] = {}
+    for name in HEADS:
+        about = notes[name.removesuffix("_all")]
+        head = Head(**{part: tensors[f"{name}.{part}"] for part in ("weight", "bias", "mean", "deviation")})
+        reads = tuple(cast(Read, tuple(read)) for read in about["reads"])
+        out[name] = FittedReads(reads=reads, l2=about["l2"], head=head)
+    return out
+
+
+def with_probe(job: Job, fitted: FittedReads) -> nn.Module:
+    """A copy of the model with the probe's head on the depths it reads, cut off above the highest of them."""
+    base = job.base
+    if not isinstance(base, Graft) or fitted.reads == (LAST,):
+        base = copy.deepcopy(base)
+    else:
+        base = base.reading(depths=fitted.depths, pools=fitted.pools, num_outputs=job.materials.num_outputs)
+        base.cut_above()
+    head = fitted.head
+    cast(Any, base).set_head(head.weight, head.bias, mean=head.mean, deviation=head.deviation)
+    return base

@@ -1,0 +1,110 @@
+"""One pass of a model over all examples without gradients: every core works on batches of its own.
+
+On a processor one small batch keeps a single core busy far better than all cores together, so each of them has its own
+thread, its own copy of the modules (the weights are shared), and takes the next batch when it is done with the last.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from regraft.core.descent import Precision
+from regraft.core.forward import inputs_of
+from regraft.core.modes import eval_mode
+from regraft.data.encoded import Encoded
+from regraft.data.loading import in_length_order
+
+# of a batch: measured on CPUs, larger ones leave the cache and are up to twice as slow
+MOST_EXAMPLES, MOST_TOKENS = 32, 512
+Key = TypeVar("Key", bound=Hashable)
+M = TypeVar("M", bound=nn.Module)
+
+
+@contextmanager
+def evaluating(model: nn.Module, precision: Precision) -> Generator[None]:
+    """Eval mode, no gradients, and one autocast for the whole block, so that weights are cast once and not for every batch."""
+    half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
+    with eval_mode(model), torch.inference_mode(), half:
+        yield
+
+
+def sweep(
+    model: nn.Module,
+    encoded: Encoded,
+    compute: Callable[[nn.Module, dict[str, Tensor]], Mapping[Key, Tensor]],
+    *,
+    precision: Precision,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> dict[Key, Tensor]:
+    """What `compute` gives for every example: (N, ...) fp32 by key, rows in the order of the encoded examples.
+
+    Args:
+        model: run in eval mode, and left as it was.
+        encoded: the N examples; at least one.
+        compute: from the model (or a copy that shares its weights) and the inputs of M examples, tensors (M, ...) by key.
+        precision: bf16 runs it under autocast.
+        progress: called with the number of rows done since the last call, from any thread, one call at a time.
+    """
+    batches = list(in_length_order(encoded.lengths, max_tokens=MOST_TOKENS, max_examples=MOST_EXAMPLES))
+    if not batches:
+        raise ValueError("a pass over examples needs at least one of them")
+    waiting, lock, out = iter(batches), threading.Lock(), dict[Key, Tensor]()
+
+    def work(own: nn.Module) -> None:
+        keys = inputs_of(own)
+        with evaluating(own, precision):
+            while (rows := _next(waiting, lock)) is not None:
+                batch = encoded.collate(rows)
+                found = compute(own, {key: batch[key] for key in keys})
+                with lock:
+                    for key in found.keys() - out.keys():
+                        out[key] = _plain_empty(len(encoded), *found[key].shape[1:])
+                index = torch.from_numpy(rows)
+                for key, value in found.items():
+                    out[key].index_copy_(0, index, value.float())
+                with lock:
+                    progress(len(rows))
+
+    workers = min(torch.get_num_threads(), len(batches))
+    if workers == 1:
+        work(model)
+    else:
+        _on_own_cores(work, [sharing_weights(model) for _ in range(workers)])
+    return out
+
+
+def _next(waiting: Iterator[np.ndarray], lock: threading.Lock) -> np.ndarray | None:
+    with lock:
+        return next(waiting, None)
+
+
+def _on_own_cores(work: Callable[[nn.Module], None], models: Sequence[nn.Module]) -> None:
+    """Call `work` on each model at once, in threads whose operations run on one core each."""
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(len(models), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for done in [pool.submit(work, model) for model in models]:
+                done.result()
+    finally:
+        torch.set_num_threads(threads)  # threads that torch starts later take the last number that was set
+
+
+def sharing_weights(model: M) -> M:
+    """A copy of the modules that holds the same parameters and buffers, so that hooks on it are its own."""
+    shared = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+
+
+def _plain_empty(*shape: int) -> Tensor:
+    """An ordinary tensor, also when it is made in inference mode: it will be used outside."""
+    with torch.inference_mode(False):
+        return torch.empty(*shape)
