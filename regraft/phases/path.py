@@ -193,9 +193,10 @@ def suspects_phase(job: Job) -> None:
         standard = standardised([values[judged]]).x.numpy()
         labels = job.materials.raw_targets("train")[judged]
         held_out = held_out_probabilities(standard, labels, is_kernel=False)
-        full = np.full((len(job.dataset.splits["train"]), len(schema.classes)), 1.0 / len(schema.classes))
-        full[job.materials.rows("train")[judged], : held_out.shape[1]] = held_out
-        report = with_suspects(audit_from_json(job.run.read_json(AUDIT)), job.dataset, {"train": full})
+        scores = np.zeros((len(judged), len(schema.classes)))
+        scores[:, : held_out.shape[1]] = held_out
+        rows = {"train": job.materials.rows("train")[judged]}
+        report = with_suspects(audit_from_json(job.run.read_json(AUDIT)), job.dataset, {"train": scores}, rows)
         _write_audit(job, report)
         for finding in report.findings:
             if finding.kind == "suspected-label-error":

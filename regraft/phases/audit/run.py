@@ -76,16 +76,22 @@ def audit(
     return AuditReport(findings=findings, facts=facts | _facts(parts, dataset, findings))
 
 
-def with_suspects(report: AuditReport, dataset: Dataset, probabilities: Mapping[str, np.ndarray]) -> AuditReport:
+def with_suspects(
+    report: AuditReport,
+    dataset: Dataset,
+    probabilities: Mapping[str, np.ndarray],
+    rows: Mapping[str, np.ndarray] | None = None,
+) -> AuditReport:
     """The report with label errors suspected by the held-out `probabilities` of a model, in place of any it had.
 
     `probabilities`: split -> (rows, classes), classes as in the schema, each row judged by a model that never saw it.
+    `rows`: split -> the places in it that were judged, where not all were.
     """
-    _check_rows(dataset, probabilities)
+    _check_rows(dataset, probabilities, rows or {})
     if dataset.schema.task not in ("binary", "multiclass"):
         return report
     kept = [f for f in report.findings if f.kind not in ("suspected-label-error", "labels-hard-to-judge")]
-    findings = _sorted([*kept, *suspect_findings_from(dataset, probabilities)])
+    findings = _sorted([*kept, *suspect_findings_from(dataset, probabilities, rows)])
     samples = {k: v for k, v in report.facts.get("samples", {}).items() if k != "suspected_label_errors"}
     return AuditReport(findings=findings, facts={**report.facts, "samples": samples, **_counts(findings)})
 
@@ -192,11 +198,14 @@ def _suspects(
     return findings, {"suspected_label_errors": judged}
 
 
-def _check_rows(dataset: Dataset, given: Mapping[str, np.ndarray]) -> None:
-    """DataError where values are given for another number of rows than a split has."""
+def _check_rows(
+    dataset: Dataset, given: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray] | None = None
+) -> None:
+    """DataError where values are given for another number of rows than a split has, or than `rows` names in it."""
     for name, values in given.items():
-        if name not in dataset.splits or len(values) != len(dataset.splits[name]):
-            have = len(dataset.splits[name]) if name in dataset.splits else "no such split"
+        wanted = (rows or {}).get(name, dataset.splits.get(name))
+        if name not in dataset.splits or wanted is None or len(values) != len(wanted):
+            have = len(wanted) if name in dataset.splits and wanted is not None else "no such split"
             raise DataError(
                 f"audit: the values given for split {name!r} have {len(values)} rows, the data has {have}; give one row each"
             )

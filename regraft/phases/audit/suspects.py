@@ -140,13 +140,24 @@ def held_out_probabilities(values: np.ndarray, labels: np.ndarray, *, is_kernel:
     return _softened(left_out_scores(values, targets, weights, is_kernel=is_kernel), labels)
 
 
-def suspect_findings_from(dataset: Dataset, probabilities: Mapping[str, np.ndarray]) -> list[Finding]:
-    """Suspected label errors of a data set that was audited without them: split -> held-out probabilities (rows, classes)."""
-    return given_suspects(dataset, with_merged(parts_of(dataset)), probabilities)
+def suspect_findings_from(
+    dataset: Dataset, probabilities: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray] | None = None
+) -> list[Finding]:
+    """Suspected label errors of a data set that was audited without them; see `given_suspects`."""
+    return given_suspects(dataset, with_merged(parts_of(dataset)), probabilities, rows)
 
 
-def given_suspects(dataset: Dataset, parts: tuple[Part, ...], probabilities: Mapping[str, np.ndarray]) -> list[Finding]:
-    """Suspected label errors by probabilities (N, C) that the caller has for whole splits, classes as in the schema."""
+def given_suspects(
+    dataset: Dataset,
+    parts: tuple[Part, ...],
+    probabilities: Mapping[str, np.ndarray],
+    rows: Mapping[str, np.ndarray] | None = None,
+) -> list[Finding]:
+    """Suspected label errors by held-out probabilities (N, C) that the caller has, classes as in the schema.
+
+    `rows` (N,) says which rows of a split they are of, by their place in it; a split that is not named there is whole.
+    """
+    judged = rows or {}
     findings = []
     classes = dataset.schema.classes
     for part in parts:
@@ -155,7 +166,8 @@ def given_suspects(dataset: Dataset, parts: tuple[Part, ...], probabilities: Map
         ]
         if not pieces:
             continue
-        index = np.concatenate([places(part, dataset.splits[name]) for name in pieces])
+        where = (places(part, dataset.splits[name])[judged.get(name, slice(None))] for name in pieces)
+        index = np.concatenate(list(where))
         scores = np.concatenate([np.asarray(probabilities[name], dtype=np.float64) for name in pieces])
         code = {label: c for c, label in enumerate(part.labels)}
         merged = np.array([part.merged[code[name]] if name in code else -1 for name in classes])
