@@ -24,7 +24,7 @@ from regraft.data.encoded import Encoded
 from regraft.data.loading import in_length_order
 
 # of a batch: measured on CPUs, larger ones leave the cache and are up to twice as slow
-MOST_EXAMPLES, MOST_TOKENS = 32, 512
+MOST_EXAMPLES, MOST_TOKENS = 64, 1024
 Key = TypeVar("Key", bound=Hashable)
 M = TypeVar("M", bound=nn.Module)
 
