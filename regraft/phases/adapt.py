@@ -40,7 +40,7 @@ def race_phase(job: Job) -> dict[str, Any]:
         return done
     race = plan_phase(job)
     names = [c.name for c in race.candidates if c.steps]
-    with job.phase("race", f"{len(names)} candidates: {', '.join(names) or 'the probe alone'}") as meter:
+    with job.phase("race", f"between {', '.join(names)}" if names else "no candidates: the probe stands alone") as meter:
         _forget_events(job)
         track = _track(job)
         budgeted = sum(min(race.rungs[0] if race.rungs else 0, c.steps) for c in race.candidates if c.steps)
