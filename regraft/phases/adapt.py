@@ -24,11 +24,11 @@ from regraft.phases.choose.features import head_features, model_outputs
 from regraft.phases.choose.fit import Head, fit_head, standardised
 from regraft.phases.choose.plan_phase import plan_phase
 from regraft.phases.choose.probe_phase import load_heads, with_probe
-from regraft.phases.choose.race import Runner, Track, beats, finish, run_race
+from regraft.phases.choose.race import Runner, Track, finish, run_race
 from regraft.phases.job import Job
 from regraft.phases.metering import step_flops, units
 from regraft.phases.rundir import EVENTS, EventLog
-from regraft.phases.training import Valid, epochs_of
+from regraft.phases.training import Valid, better, epochs_of
 
 WINNER, FINAL = "winner", "final.safetensors"
 
@@ -40,7 +40,9 @@ def race_phase(job: Job) -> dict[str, Any]:
         return done
     race = plan_phase(job)
     names = [c.name for c in race.candidates if c.steps]
-    with job.phase("race", f"between {', '.join(names)}" if names else "no candidates: the probe stands alone") as meter:
+    with job.phase(
+        "race", f"between {', '.join(names)}" if names else "no candidates: the probe stands alone"
+    ) as meter:
         _forget_events(job)
         track = _track(job)
         budgeted = sum(min(race.rungs[0] if race.rungs else 0, c.steps) for c in race.candidates if c.steps)
@@ -236,7 +238,7 @@ def _with_refitted_head(
     head = fit_head(matrix.first(len(train)), targets["train"], problem, l2=l2)
     refitted = head.logits(held_out)
     judged = valid.judge(refitted)
-    if not beats(judged, result):
+    if not better(judged, result):
         return (
             model,
             outputs,

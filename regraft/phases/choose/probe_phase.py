@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any, cast
 
 import numpy as np
@@ -29,7 +28,7 @@ from regraft.phases.choose.probe import (
 )
 from regraft.phases.job import Job
 from regraft.phases.metering import forward_flops
-from regraft.phases.training import Valid, usual_augment
+from regraft.phases.training import Valid, error_of, usual_augment
 
 HEADS = ("chosen", "last", "chosen_all", "last_all")  # fitted on train; and again on train and valid
 MOST_STEPS_AGAIN = 25  # of the second fit, which starts from the first
@@ -76,7 +75,7 @@ def probe_phase(job: Job) -> dict[str, Any]:
 def _gate(job: Job, judged: dict[str, dict[str, float]]) -> tuple[bool, str]:
     """Is the head on the chosen heights as good as one on the last layer, but for the error of measuring?"""
     ours, usual = (judged[name]["score"] for name in ("chosen", "last"))
-    error = math.sqrt(max(usual * (1 - usual), 0.0) / max(1, len(job.materials.targets("valid"))))
+    error = error_of(usual, len(job.materials.targets("valid")))
     sentence = f"the chosen heights stand at {ours:.4f} on validation, the last layer at {usual:.4f}."
     return ours >= usual - error, sentence
 

@@ -7,7 +7,6 @@ is judged on validation alone. The winner goes on from where it stands, so nothi
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from regraft.core import Hook
 from regraft.core.run import Log
 from regraft.data.encoded import Encoded
 from regraft.errors import ConfigError, Conflict, ModelError
-from regraft.phases.training import StepCounter, Trainer, Valid, Validate, better, evenly, supervised_recipe
+from regraft.phases.training import StepCounter, Trainer, Valid, Validate, error_of, evenly, supervised_recipe
 
 
 @dataclass
@@ -117,11 +116,6 @@ def run_race(race: RaceSpec, track: Track, say: Callable[[str], None]) -> tuple[
     return (running[0] if running else None), entries
 
 
-def error_of(score: float, rows: int) -> float:
-    """One standard error of a share of correct answers; 0 for scores that are no share."""
-    return math.sqrt(max(score * (1 - score), 1e-4) / rows) if 0 <= score <= 1 else 0.0
-
-
 def standings(runners: Sequence[Runner], rows: int) -> list[Runner]:
     """Best first. Those within one standard error of the best score stand in the order of the rules, which is their prior.
 
@@ -151,11 +145,6 @@ def finish(runner: Runner) -> dict[str, float]:
     runner.seconds += time.perf_counter() - begin
     runner.status = "won"
     return runner.result
-
-
-def beats(result: dict[str, float], probe: dict[str, float]) -> bool:
-    """Is a candidate better than the probe on validation? At equal scores the lower loss decides."""
-    return better(result, probe)
 
 
 def _refused(spec: CandidateSpec, reason: str) -> dict[str, Any]:
