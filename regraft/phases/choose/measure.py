@@ -19,7 +19,7 @@ from regraft.phases.choose.probe import Heights
 from regraft.phases.choose.rules import STRATEGIES
 from regraft.phases.job import Job
 
-PROBE_SHARE, EVALUATE_SHARE = 0.35, 0.15  # of the time that is left, at most
+PROBE_SHARE, EVALUATE_SHARE = 0.3, 0.15  # of the time that is left, at most
 FEWEST_ROWS = 200  # a probe on fewer rows than this, of more, says little
 SAMPLE_ROWS, REPEATED = 128, 16  # rows that are timed; how often they stand below each other to time a fit
 FIT_STEPS, TIMED_STEPS = 90, 6  # of L-BFGS: what both fits of a head take on large data, and what is timed
