@@ -68,9 +68,14 @@ def pooled(output: Tensor, pool: str, mask: Tensor | None = None) -> Tensor:
         return _pooled_map(output.float(), pool)
     if pool == "first":
         return output[:, 0].float()
-    if mask is None or mask.shape[:2] != output.shape[:2] or bool(mask.all()):
+    if mask is None or mask.shape[:2] != output.shape[:2] or _is_full(mask):
         return output.float().mean(dim=1) if pool == "mean" else output.float().amax(dim=1)
     return masked_mean(output, mask) if pool == "mean" else masked_max(output, mask)
+
+
+def _is_full(mask: Tensor) -> bool:
+    """Is nothing padded? Not asked of another device than the processor: the answer would have to be waited for."""
+    return mask.device.type == "cpu" and bool(mask.all())
 
 
 def _pooled_map(maps: Tensor, pool: str) -> Tensor:
