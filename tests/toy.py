@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from regraft.core import Batch, Recipe, Source, Stage
 from regraft.core.seeding import generator
+from regraft.data.sources import Columns
 from regraft.losses.supervised import cross_entropy
 from regraft.optim.build import DescentBuilder
 from regraft.optim.optimizers import SGD, Adam, Optimizer
@@ -17,12 +18,15 @@ from regraft.optim.optimizers import SGD, Adam, Optimizer
 class Tensors(Source):
     """Shuffled epochs over in-memory tensors; every batch carries the example `id`s (N,)."""
 
-    repeatable = True
-
     def __init__(self, columns: dict[str, Tensor], batch_size: int = 32, seed: int = 0) -> None:
         self.columns, self.batch_size, self.seed = columns, batch_size, seed
         self.n = len(next(iter(columns.values())))
         self.inputs = {name: "id" for name in columns if name.endswith("x")}
+        self.kept = {"id": Columns({name: columns[name] for name in self.inputs})}
+
+    @property
+    def examples(self):
+        return self.kept
 
     def batches(self, model: nn.Module, start: int = 0) -> Iterator[Batch]:
         step, per_epoch = start, self.n // self.batch_size

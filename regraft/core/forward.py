@@ -19,6 +19,11 @@ def inputs_of(model: nn.Module) -> tuple[str, ...]:
     return cast(tuple[str, ...], getattr(model, "inputs", ("x",)))
 
 
+def called_on(model: nn.Module, batch: Batch, prefix: str = "") -> Batch:
+    """What the model is called on, under its own names, from a batch that may hold more; `prefix` as in `forward`."""
+    return {key: batch[prefix + key] for key in inputs_of(model)}
+
+
 def forward(model: nn.Module, batch: Batch, prefix: str = "") -> Tensor:
     """Output of the model on a batch: logits (N, C), or (N, 1) for regression.
 
@@ -27,7 +32,7 @@ def forward(model: nn.Module, batch: Batch, prefix: str = "") -> Tensor:
         batch: holds the model's inputs, each key with `prefix` in front (such as `target_`).
         prefix: which role of the batch is meant; empty for the examples themselves.
     """
-    inputs = {key: batch[prefix + key] for key in inputs_of(model)}
+    inputs = called_on(model, batch, prefix)
     shared = _shared.get()
     if shared is None:
         return _call(model, inputs)
@@ -60,7 +65,7 @@ def shared_forward() -> Generator[Tell]:
     calls: list[tuple[_Call, Tensor]] = known if known is not None else []
 
     def tell(model: nn.Module, batch: Batch, output: Tensor) -> None:
-        calls.append((_Call.now(model, {key: batch[key] for key in inputs_of(model)}), output))
+        calls.append((_Call.now(model, called_on(model, batch)), output))
 
     token = _shared.set(calls)
     try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from regraft.core.values import Batch, Clock, Loss
 
@@ -26,6 +27,26 @@ class Objective(Protocol):
         ...
 
 
+class Encoded(Protocol):
+    """N examples in the form a model takes, in memory or memory-mapped: what a source draws batches from."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Batch keys the model is called on: ("input_ids", "attention_mask") for text, ("pixel_values",) or ("x",)."""
+        ...
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) int64 length of each example: tokens for text, 1 where all examples have one shape."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def collate(self, rows: np.ndarray, /) -> dict[str, Tensor]:
+        """The examples `rows` (M,) as tensors that share their first dimension M, padded to the longest of them."""
+        ...
+
+
 class Source:
     """Batches as a function of (seed, step): to resume means to start from another step.
 
@@ -33,10 +54,17 @@ class Source:
     earlier policy.
     """
 
-    repeatable: bool  # does an example look the same every time it is drawn?
     inputs: Mapping[
         str, str
     ]  # batch keys a model is called on -> key that identifies the example; roles as in `target_x`
+
+    @property
+    def examples(self) -> Mapping[str, Encoded]:
+        """Key that identifies examples -> all of them, each at the position that is its id; none that look new each time.
+
+        What depends on an example alone can be computed once for each of these, see `data.precompute`.
+        """
+        return {}
 
     def batches(self, model: nn.Module, start: int = 0, /) -> Iterator[Batch]:
         """An endless iterator over the batches of steps `start`, `start + 1`, ..."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from regraft.errors import DataError
+from regraft.errors import ConfigError, DataError
 
 CHUNK = 1 << 20
 
@@ -26,6 +28,55 @@ def cache_folder(*parts: str) -> Path:
             f"the cache folder {folder} cannot be made ({error.strerror}); set REGRAFT_CACHE to another one"
         ) from error
     return folder
+
+
+def trim(folder: Path) -> None:
+    """Remove the entries of a folder of the cache that were used longest ago, until the rest fits into `cache_limit`."""
+    entries = sorted(entries_of(folder), key=lambda entry: entry.used, reverse=True)
+    room = cache_limit()
+    for entry in entries:
+        room -= entry.num_bytes
+        if room < 0:
+            entry.remove()
+
+
+def cache_limit() -> int:
+    """Bytes that entries which can be made again may have: `REGRAFT_CACHE_GB` (default 20) gigabytes."""
+    given = os.environ.get("REGRAFT_CACHE_GB") or "20"
+    try:
+        limit = float(given)
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < 1e9:
+        raise ConfigError(f"REGRAFT_CACHE_GB must be a number of gigabytes, got {given!r}; set it to 20, say")
+    return int(limit * 1e9)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or folder of the cache."""
+
+    path: Path
+    num_bytes: int
+    used: float  # seconds since the epoch
+
+    def remove(self) -> None:
+        """Delete it."""
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+def entries_of(folder: Path) -> list[Entry]:
+    """What a folder of the cache holds, in the order of names; what is just being made is left out."""
+    found: list[Entry] = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name.startswith(".") or ".part-" in path.name:
+            continue
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        found.append(Entry(path, sum(file.stat().st_size for file in files), path.stat().st_mtime))
+    return found
 
 
 def key_of(*parts: object) -> str:

@@ -4,28 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
-from torch import Tensor
-
-
-class Encoded(Protocol):
-    """N examples of one split in the form a model takes, in memory or memory-mapped."""
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Batch keys the model is called on: ("input_ids", "attention_mask") for text, ("pixel_values",) or ("x",)."""
-        ...
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(N,) int64 length of each example: tokens for text, 1 where all examples have one shape."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def collate(self, rows: np.ndarray, /) -> dict[str, Tensor]:
-        """The examples `rows` (M,) as tensors that share their first dimension M, padded to the longest of them."""
-        ...
+from regraft.core.protocols import Encoded as Encoded
 
 
 class Preprocessor(Protocol):

@@ -69,9 +69,9 @@ class Episodes(Source):
         self.tasks, self.seed = tasks, seed
 
     @property
-    def repeatable(self) -> bool:
-        """True: an example looks the same in every task."""
-        return True
+    def examples(self) -> Mapping[str, Encoded]:
+        """The same for both halves: an example looks the same in every task."""
+        return {f"{half}_id": self.encoded for half in ("support", "query")}
 
     @property
     def inputs(self) -> Mapping[str, str]:

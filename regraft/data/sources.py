@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -43,6 +43,57 @@ class Views:
 def prefixed(role: str, key: str) -> str:
     """The key of a role: `target` and `x` -> `target_x`; the empty role changes nothing."""
     return f"{role.removesuffix('_')}_{key}" if role else key
+
+
+def look(encoded: Changeable, rows: np.ndarray, augment: Augment, *, seed: int, view: int) -> dict[str, Tensor]:
+    """The images `rows` (M,) as they look in one augmented view: a function of (seed, view, image)."""
+    draws = uniforms(seed, rows + view * len(encoded))
+    return encoded.collate_changed(rows, lambda pixels: augment.apply(pixels, draws))
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """N images in k fixed views as N * k examples: view v of image i is example `i * k + v`; view 0 is the image itself."""
+
+    base: Changeable
+    views: Views
+    seed: int
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Those of the images."""
+        return self.base.inputs
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Those of the images."""
+        return np.repeat(self.base.lengths, self.views.fixed or 1)
+
+    def __len__(self) -> int:
+        return len(self.base) * (self.views.fixed or 1)
+
+    def collate(self, rows: np.ndarray, /) -> dict[str, Tensor]:
+        """The examples `rows` (M,)."""
+        images, views = np.divmod(rows, self.views.fixed or 1)
+        out: dict[str, Tensor] = {}
+        for view in np.unique(views).tolist():
+            at = np.flatnonzero(views == view)
+            part = images[at]
+            one = (
+                look(self.base, part, self.views.augment, seed=self.seed, view=view)
+                if view
+                else self.base.collate(part)
+            )
+            for key, value in one.items():
+                out.setdefault(key, value.new_empty((len(rows), *value.shape[1:])))[torch.from_numpy(at)] = value
+        return out
+
+
+def _looks(encoded: Encoded, views: Views | None, seed: int) -> Encoded | None:
+    """All examples as they can look; None where each of them looks new each time."""
+    if views is None:
+        return encoded
+    return None if views.fixed is None else Viewed(cast(Changeable, encoded), views, seed)
 
 
 class Examples(Source):
@@ -85,6 +136,7 @@ class Examples(Source):
         self.targets = torch.from_numpy(targets.copy()) if isinstance(targets, np.ndarray) else targets
         self.views = Views(augment) if isinstance(augment, Augment) else augment
         self.rows = np.arange(len(encoded), dtype=np.int64) if rows is None else np.asarray(rows, dtype=np.int64)
+        self.looks = _looks(encoded, self.views, seed)
         if len(self.rows) == 0:
             raise ConfigError("a source needs at least one example, got none")
         lengths = encoded.lengths[self.rows] if shuffle and bucket else None
@@ -92,9 +144,9 @@ class Examples(Source):
         self.order = BatchOrder(len(self.rows), batch_size, seed, shuffle=shuffle, lengths=lengths if ragged else None)
 
     @property
-    def repeatable(self) -> bool:
-        """True unless augmentation makes an example look new each time."""
-        return self.views is None or self.views.fixed is not None
+    def examples(self) -> Mapping[str, Encoded]:
+        """The encoded examples, each of them in all its fixed views; none where augmentation makes them look new each time."""
+        return {} if self.looks is None else {prefixed(self.prefix, "id"): self.looks}
 
     @property
     def inputs(self) -> Mapping[str, str]:
@@ -120,18 +172,45 @@ class Examples(Source):
 
     def _augmented(self, rows: np.ndarray, epoch: int, views: Views) -> Batch:
         """Ids and inputs of the look that an epoch shows."""
-        encoded: Changeable = self.encoded  # type: ignore[assignment]  # checked when it was made
-        num = views.fixed
-        view = epoch if num is None else epoch % num
-        ids = {} if num is None else {"id": torch.from_numpy(rows * num + view)}
-        if num is not None and view == 0:
-            return ids | encoded.collate(rows)
-        draws = uniforms(self.seed, rows + view * len(encoded))
-        return ids | encoded.collate_changed(rows, lambda pixels: views.augment.apply(pixels, draws))
+        encoded = cast(Changeable, self.encoded)
+        if views.fixed is None:
+            return look(encoded, rows, views.augment, seed=self.seed, view=epoch)
+        view = epoch % views.fixed
+        ids = {"id": torch.from_numpy(rows * views.fixed + view)}
+        return ids | (look(encoded, rows, views.augment, seed=self.seed, view=view) if view else encoded.collate(rows))
 
     def batches(self, model: nn.Module, start: int = 0, /) -> Iterator[Batch]:
         """Endless batches from a step on."""
         return (self.batch_at(step) for step in count(start))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """N rows of tensors in memory as encoded examples."""
+
+    columns: Mapping[str, Tensor]  # (N, ...) each
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        return tuple(self.columns)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) ones: all rows have one shape."""
+        return np.ones(len(self), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What the rows are made of."""
+        return {name: column.numpy() for name, column in self.columns.items()}
+
+    def collate(self, rows: np.ndarray, /) -> dict[str, Tensor]:
+        """The rows `rows` (M,)."""
+        index = torch.from_numpy(rows)
+        return {name: column[index] for name, column in self.columns.items()}
 
 
 class Tensors(Source):
@@ -144,11 +223,12 @@ class Tensors(Source):
         if len(sizes) != 1:
             raise ConfigError(f"columns must share their first dimension, got {sorted(sizes)}")
         self.order = BatchOrder(sizes.pop(), batch_size, seed)
+        self.rows = Columns({name: self.columns[name] for name in self.inputs})
 
     @property
-    def repeatable(self) -> bool:
-        """Always."""
-        return True
+    def examples(self) -> Mapping[str, Encoded]:
+        """The rows of the inputs."""
+        return {"id": self.rows}
 
     @property
     def inputs(self) -> Mapping[str, str]:
@@ -173,9 +253,10 @@ class Paired(Source):
         self.first, self.second, self.prefix = first, second, prefix
 
     @property
-    def repeatable(self) -> bool:
-        """Where both are."""
-        return self.first.repeatable and self.second.repeatable
+    def examples(self) -> Mapping[str, Encoded]:
+        """Those of both, the second one's under the role."""
+        second = {prefixed(self.prefix, key): value for key, value in self.second.examples.items()}
+        return {**self.first.examples, **second}
 
     @property
     def inputs(self) -> Mapping[str, str]:

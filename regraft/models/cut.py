@@ -1,6 +1,6 @@
 """One cut for any model whose blocks run one after another: no code per architecture.
 
-    prefix   run the model and stop where block k begins; what enters it is the activation to store
+    tap      what enters block k, the activation to store (`models.tap`)
     suffix   the same model with stand-ins for what made that activation, called on the stored one
 
 The model's own forward makes masks and positions as always, so nothing about it need be known. Before a cut is trusted, a batch
@@ -19,20 +19,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from regraft.core.forward import inputs_of
+from regraft.core.forward import called_on
 from regraft.core.values import Batch
 from regraft.errors import ModelError
 from regraft.models.blocks import blocks
 from regraft.models.graft import Graft, captured
-from regraft.models.pooling import pooled
-from regraft.models.trace import Trace, call, holds, restructured, tensors_in, trace
+from regraft.models.tap import Read, Tap, stored_key, structure_of, tapped, tensors_of
+from regraft.models.trace import Trace, call, holds, restructured, trace
 
 HIDDEN = "hidden"
-Read = tuple[int, str]
-
-
-class _Reached(Exception):
-    """Raised at block k: everything the prefix computes is known."""
 
 
 class Slot:
@@ -67,35 +62,6 @@ class StandIn(nn.Module):
 @dataclass(frozen=True, slots=True)
 class _Hole:
     """Marks in a template where a tensor was."""
-
-
-class Prefix:
-    """Called on a batch's inputs: `{"hidden": what enters block k, "pooled_<depth>_<pool>": what the head reads below}`."""
-
-    def __init__(self, model: nn.Module, block: str, reads: tuple[Read, ...]) -> None:
-        self.model, self.block, self.reads = model, block, reads
-
-    @torch.no_grad()
-    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Tensors that share the first dimension of the inputs; computed in eval mode, modes are put back."""
-        found: list[Tensor] = []
-
-        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.append(tensors_in((args, kwargs))[0])
-            raise _Reached
-
-        places = _places(self.model, {depth for depth, _ in self.reads})
-        handle = self.model.get_submodule(self.block).register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            with _evaluating(self.model), captured(_network(self.model), places) as seen:
-                call(self.model, inputs)
-        except _Reached:
-            pass  # as meant: the rest of the model is not run
-        finally:
-            handle.remove()
-        mask = inputs.get("attention_mask")
-        stored = {stored_key(read): pooled(seen[read[0]], read[1], mask) for read in self.reads}
-        return {HIDDEN: found[0], **stored}
 
 
 class Suffix(nn.Module):
@@ -148,20 +114,26 @@ class Suffix(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """A model in two parts at block `k` (0-based): the prefix computes what enters it, the suffix goes on from there."""
+    """A model in two parts at block `k` (0-based): what the tap gives enters it, and the suffix goes on from there."""
 
     model: nn.Module
     k: int
-    prefix: Prefix
+    tap: Tap
     suffix: Suffix
+
+    @property
+    def writes(self) -> dict[str, str]:
+        """Column of the tap -> key the suffix takes it under."""
+        return {self.tap.column: HIDDEN} | {stored_key(read): stored_key(read) for read in self.tap.reads}
 
     def verify(self, batch: Batch) -> None:
         """Run a batch whole and in two parts, in eval mode; a ModelError with the reason unless the bits are the same."""
-        inputs = {key: batch[key] for key in inputs_of(self.model)}
+        inputs = called_on(self.model, batch)
         with torch.no_grad(), _evaluating(self.model), _evaluating(self.suffix):
             whole = call(self.model, inputs)
             try:
-                stored = {**inputs, **self.prefix(**inputs)}
+                columns = tapped(self.model, (self.tap,), inputs)
+                stored = inputs | {key: columns[column] for column, key in self.writes.items()}
                 parts = self.suffix(**{key: stored[key] for key in self.suffix.inputs})
             except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
                 reason = " ".join(str(error).split())[:160]
@@ -179,14 +151,15 @@ def cut(model: nn.Module, k: int, batch: Batch) -> Cut:
     found = blocks(model)
     if not 1 <= k < len(found):
         raise ModelError(f"a cut must be at a block from 1 to {len(found) - 1} of {type(model).__name__}, got {k}")
-    inputs = {key: batch[key] for key in inputs_of(model)}
+    inputs = called_on(model, batch)
     record = trace(model, inputs)
     block = found[k].name
     entered = record.first(block)
     if entered is None or not entered.taken or sum(entry.name == block for entry in record.calls) > 1:
         raise _refused(model, k, f"{block} is not called exactly once, with a tensor")
     chain, raw = _chain(record, entered.taken[0], block, entered.start, inputs)
-    _require_frozen(model, record, entered.start, block)
+    below = _before(model, record, entered.start, block)
+    _require_frozen(below)
     slot = Slot()
     edits: dict[str, nn.Module | None] = {
         name: StandIn(slot, model.get_submodule(name), _template(output)) for name, output in chain.items()
@@ -194,15 +167,14 @@ def cut(model: nn.Module, k: int, batch: Batch) -> Cut:
     reads = tuple(read for read in model.reads if read[0] <= k) if isinstance(model, Graft) else ()
     main, passed = _keywords(model, tuple(inputs), raw)
     suffix = Suffix(restructured(model, edits), slot, main=main, passed=passed, reads=reads)
-    parts = Cut(model=model, k=k, prefix=Prefix(model, block, reads), suffix=suffix)
+    holders = [module for name, module in model.named_modules() if holds(name, block) and name != block]
+    own = [t for module in holders for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))]
+    tensors = (*tensors_of(list(below.values())), *own)
+    tap = Tap(block, reads, tensors, structure_of(below))
+    parts = Cut(model=model, k=k, tap=tap, suffix=suffix)
     parts.verify(batch)
     parts.verify({key: value[:1] for key, value in batch.items()})
     return parts
-
-
-def stored_key(read: Read) -> str:
-    """Batch key under which a pooled output is stored."""
-    return f"pooled_{read[0]}_{read[1]}"
 
 
 def _chain(
@@ -228,7 +200,7 @@ def _chain(
 
 def _keywords(model: nn.Module, keys: tuple[str, ...], raw: str | None) -> tuple[str, tuple[str, ...]]:
     """The keyword the activation stands in for, and the inputs that are still passed on."""
-    network = _network(model)
+    network = model.backbone if isinstance(model, Graft) else model
     network = getattr(network, "whole", network)
     if raw is None:
         return keys[0], keys
@@ -237,26 +209,26 @@ def _keywords(model: nn.Module, keys: tuple[str, ...], raw: str | None) -> tuple
     return raw, tuple(key for key in keys if key != raw)
 
 
-def _require_frozen(model: nn.Module, record: Trace, before: int, block: str) -> None:
-    """A ModelError if something that runs before the cut trains."""
+def _before(model: nn.Module, record: Trace, start: int, block: str) -> dict[str, nn.Module]:
+    """The outermost modules that run before the cut and do not hold the block it is at, by name."""
+    names: list[str] = []
     for entry in record.calls:
-        if entry.start >= before or holds(entry.name, block):
-            continue
-        for name, parameter in model.get_submodule(entry.name).named_parameters():
+        if entry.start < start and not holds(entry.name, block) and not any(holds(name, entry.name) for name in names):
+            names.append(entry.name)
+    return {name: model.get_submodule(name) for name in names}
+
+
+def _require_frozen(below: Mapping[str, nn.Module]) -> None:
+    """A ModelError if something that runs before the cut trains."""
+    for owner, module in below.items():
+        for name, parameter in module.named_parameters():
             if parameter.requires_grad:
-                raise ModelError(
-                    f"{entry.name}.{name} trains, so what it computes cannot be stored; freeze it or cut lower"
-                )
+                raise ModelError(f"{owner}.{name} trains, so what it computes cannot be stored; freeze it or cut lower")
 
 
 def _refused(model: nn.Module, k: int, reason: str) -> ModelError:
     """The error of a cut that cannot be made."""
     return ModelError(f"{type(model).__name__} cannot be cut at block {k}: {reason}; train it without a store")
-
-
-def _network(model: nn.Module) -> nn.Module:
-    """The module the captured names belong to."""
-    return model.backbone if isinstance(model, Graft) else model
 
 
 def _places(model: nn.Module, depths: set[int]) -> list[Any]:

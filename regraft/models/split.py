@@ -2,56 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from regraft.core.forward import inputs_of
-from regraft.core.modes import eval_mode
+from regraft.core.forward import called_on
 from regraft.core.stage import trainable
 from regraft.core.values import Batch
 from regraft.errors import Conflict
 from regraft.models.blocks import blocks, layer_groups
 from regraft.models.cut import cut
 from regraft.models.graft import Graft
+from regraft.models.tap import Tap, structure_of, tensors_of
 from regraft.models.trace import trace
 
 FEATURES = "features"
-
-
-class Part(nn.Module):
-    """One tensor of what a prefix computes, (N, ...), called on `inputs`; parts of one prefix share its last result."""
-
-    def __init__(self, shared: LastResult, key: str, inputs: tuple[str, ...]) -> None:
-        super().__init__()
-        self.shared, self.key = shared, key
-        self.inputs = inputs
-
-    def forward(self, **inputs: Tensor) -> Tensor:
-        """The tensor of this part for a batch."""
-        return self.shared(inputs)[self.key]
-
-
-class LastResult:
-    """A function of a batch that is not run again on the inputs it was run on last."""
-
-    def __init__(self, function: Callable[..., dict[str, Tensor]]) -> None:
-        self.function = function
-        self._last: tuple[Batch, dict[str, Tensor]] | None = None
-
-    def __call__(self, inputs: Batch) -> dict[str, Tensor]:
-        """The function's tensors by name."""
-        if self._last is None or not _equal(self._last[0], inputs):
-            self._last = (inputs, self.function(**inputs))
-        return self._last[1]
-
-
-def _equal(a: Batch, b: Batch) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 class HeadAlone(nn.Module):
@@ -68,29 +36,13 @@ class HeadAlone(nn.Module):
         return self.head(features)
 
 
-class Features(nn.Module):
-    """What the head of a graft reads, (N, F), called on the graft's inputs."""
-
-    def __init__(self, graft: Graft) -> None:
-        super().__init__()
-        self._graft = (graft,)  # in a tuple it is no child: its mode is not this module's to set
-        self.inputs = graft.inputs
-
-    def forward(self, **inputs: Tensor) -> Tensor:
-        """The features, in eval mode."""
-        (graft,) = self._graft
-        with eval_mode(graft):
-            return graft.features(**inputs)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """A model in two: the suffix on what the parts compute is the model, and it holds the very parameters that train."""
+    """A model in two: the suffix on what the tap gives is the model, and it holds the very parameters that train."""
 
     suffix: nn.Module
-    reads: str  # the input whose examples the stored values belong to
-    parts: Mapping[str, nn.Module]  # key the suffix takes -> what computes it
-    frozen: tuple[Tensor, ...]  # what the stored values depend on
+    tap: Tap
+    writes: Mapping[str, str]  # column of the tap -> key the suffix takes it under
 
 
 def split(model: nn.Module, batch: Batch) -> Split | None:
@@ -106,17 +58,14 @@ def split(model: nn.Module, batch: Batch) -> Split | None:
     """
     if isinstance(model, nn.Sequential):
         return _split_sequential(model)
-    frozen = _frozen_tensors(model)
     if isinstance(model, Graft) and not trainable(model.backbone):
-        part = Features(model)
-        return Split(suffix=HeadAlone(model), reads=model.inputs[0], parts={FEATURES: part}, frozen=frozen)
+        tap = Tap(
+            "head", (), tensors_of([model.backbone]), f"{model.reads} {structure_of({'backbone': model.backbone})}"
+        )
+        return Split(suffix=HeadAlone(model), tap=tap, writes={tap.column: FEATURES})
     depth = _steady_depth(model, min(frozen_depth(model), len(blocks(model)) - 1), batch)
     parts = cut(model, depth, batch)
-    shared, keys = LastResult(parts.prefix), inputs_of(model)
-    stored = [key for key in parts.suffix.inputs if key not in keys]
-    return Split(
-        suffix=parts.suffix, reads=keys[0], parts={key: Part(shared, key, keys) for key in stored}, frozen=frozen
-    )
+    return Split(suffix=parts.suffix, tap=parts.tap, writes=parts.writes)
 
 
 def frozen_depth(model: nn.Module) -> int:
@@ -139,8 +88,9 @@ def _split_sequential(model: nn.Sequential) -> Split | None:
     if at == 0:
         return None
     prefix = model[:at]
-    frozen = tuple(prefix.state_dict(keep_vars=True).values())
-    return Split(suffix=model[at:], reads="x", parts={"x": prefix}, frozen=frozen)
+    stop = list(model._modules)[at] if at < len(model) else ""
+    tap = Tap(stop, (), tensors_of([prefix]), structure_of({"": prefix}))
+    return Split(suffix=model[at:], tap=tap, writes={tap.column: "x"})
 
 
 def acts_in_training(module: nn.Module) -> bool:
@@ -152,7 +102,7 @@ def _steady_depth(model: nn.Module, depth: int, batch: Batch) -> int:
     """The highest depth up to `depth` below which no dropout or batch norm outside frozen modules is called."""
     frozen = {id(part) for module in model.modules() if _is_frozen(module) for part in module.modules()}
     restless = {name for name, part in model.named_modules() if acts_in_training(part) and id(part) not in frozen}
-    record = trace(model, {key: batch[key] for key in inputs_of(model)})
+    record = trace(model, called_on(model, batch))
     first = min((call.start for call in record.calls if call.name in restless), default=None)
     names = [block.name for block in blocks(model)]
     starts = [call.start if (call := record.first(name)) is not None else -1 for name in names]
@@ -169,9 +119,3 @@ def _steady_depth(model: nn.Module, depth: int, batch: Batch) -> int:
 
 def _is_frozen(module: nn.Module) -> bool:
     return bool(getattr(module, "frozen", False))
-
-
-def _frozen_tensors(model: nn.Module) -> tuple[Tensor, ...]:
-    """Parameters that do not train, and buffers of modules that are frozen."""
-    buffers = {id(b): b for module in model.modules() if _is_frozen(module) for b in module.buffers()}
-    return (*(p for p in model.parameters() if not p.requires_grad), *buffers.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from regraft.core.descent import Descent, Precision
-from regraft.core.protocols import NamedParams
+from regraft.core.protocols import NamedParams, UpdateBuilder
 from regraft.optim.optimizers import Optimizer
 from regraft.optim.schedules import Constant, Schedule
 
@@ -35,3 +35,11 @@ class DescentBuilder:
         """`Descent(AdamW, Cosine, bf16)`."""
         parts = [type(self.optimizer).__name__, type(self.schedule).__name__, self.precision]
         return f"Descent({', '.join(parts)})"
+
+
+def precision_of(update: UpdateBuilder) -> Precision:
+    """The precision of the `DescentBuilder` at the bottom of what wraps it; fp32 of an update of another make."""
+    inner: object = update
+    while inner is not None and not isinstance(inner, DescentBuilder):
+        inner = getattr(inner, "base", None)
+    return inner.precision if isinstance(inner, DescentBuilder) else "fp32"

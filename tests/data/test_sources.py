@@ -78,7 +78,7 @@ def test_batches_carry_the_target_and_the_input_of_their_ids():
         assert torch.equal(batch["y"], batch["id"] * 10)
         assert torch.equal(batch["x"][:, 0], batch["id"] * 2.0)
     assert source.inputs == {"x": "id"}
-    assert source.repeatable
+    assert source.examples.keys() == {"id"}
 
 
 def test_targets_may_be_read_only_and_are_not_shared():
@@ -113,9 +113,9 @@ def test_a_role_is_put_before_every_key(prefix):
     assert source.inputs == {"target_x": "target_id"}
 
 
-def test_random_augmentation_is_not_repeatable_and_differs_between_epochs():
+def test_random_augmentation_offers_no_examples_and_differs_between_epochs():
     source = Examples(images(), None, batch_size=30, seed=0, augment=Augment(brightness=0.5))
-    assert not source.repeatable
+    assert not source.examples
     looks = [batch["pixel_values"][batch["id"].argsort()] for batch in drawn(source, 0, 2)]
     assert not torch.equal(*looks)
 
@@ -130,10 +130,10 @@ def test_what_an_augmented_example_looks_like_does_not_depend_on_its_batch():
     assert torch.equal(*looks)
 
 
-def test_fixed_views_are_repeatable_and_the_first_is_the_example_itself():
+def test_fixed_views_are_all_offered_and_the_first_is_the_example_itself():
     encoded = images()
     source = Examples(encoded, None, batch_size=10, seed=0, augment=Views(Augment(brightness=0.5), fixed=3))
-    assert source.repeatable
+    offered = source.examples["id"]
     seen: dict[int, Tensor] = {}
     counts: Counter[int] = Counter()
     for batch in drawn(source, 0, 18):  # six epochs of three batches
@@ -145,6 +145,10 @@ def test_fixed_views_are_repeatable_and_the_first_is_the_example_itself():
     plain = encoded.collate(np.arange(30))["pixel_values"]
     assert all(torch.equal(seen[3 * row], plain[row]) for row in range(30))
     assert not torch.equal(seen[1], seen[2])
+    rows = np.random.default_rng(0).permutation(90)
+    shown = offered.collate(rows)["pixel_values"]
+    assert len(offered) == len(offered.lengths) == 90
+    assert all(torch.equal(seen[example], look) for example, look in zip(rows.tolist(), shown, strict=True))
 
 
 def test_only_images_can_be_augmented_and_targets_must_match():

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from regraft.core.descent import Precision
-from regraft.data.augment import Augment, uniforms
+from regraft.core.forward import called_on
+from regraft.data.augment import Augment
 from regraft.data.encoded import Encoded
 from regraft.data.images import EncodedImages
-from regraft.phases.sweep import sweep
+from regraft.data.sources import look
+from regraft.data.sweep import sweep
 
 Read = tuple[int, str]  # a depth and how its output is pooled
 Features = dict[Read, Tensor]  # (N, F) each, rows in the order of the encoded examples
@@ -47,16 +49,22 @@ def all_features(
         progress: called with the number of rows done since the last call.
     """
 
-    def compute(own: nn.Module, inputs: dict[str, Tensor]) -> Features:
+    def compute(own: nn.Module, batch: dict[str, Tensor]) -> Features:
+        inputs = called_on(own, batch)
         read = getattr(own, "all_features", None)
-        return {LAST: cast(Readable, own).features(**inputs)} if read is None else read(pools=pools, **inputs)
+        found = {LAST: cast(Readable, own).features(**inputs)} if read is None else read(pools=pools, **inputs)
+        return {key: value.float() for key, value in found.items()}
 
     return sweep(model, encoded, compute, precision=precision, progress=progress)
 
 
 def head_features(model: nn.Module, encoded: Encoded, *, precision: Precision) -> Tensor:
     """What enters the model's head for all examples, (N, F) fp32."""
-    return sweep(model, encoded, lambda own, x: {LAST: cast(Readable, own).features(**x)}, precision=precision)[LAST]
+
+    def compute(own: nn.Module, batch: dict[str, Tensor]) -> Features:
+        return {LAST: cast(Readable, own).features(**called_on(own, batch)).float()}
+
+    return sweep(model, encoded, compute, precision=precision)[LAST]
 
 
 @dataclass(frozen=True)
@@ -83,8 +91,7 @@ class AugmentedView:
 
     def collate(self, rows: np.ndarray, /) -> dict[str, Tensor]:
         """The images `rows` (M,), augmented."""
-        draws = uniforms(self.seed, rows + self.view * len(self.base))
-        return self.base.collate_changed(rows, lambda pixels: self.augment.apply(pixels, draws))
+        return look(self.base, rows, self.augment, seed=self.seed, view=self.view)
 
 
 def joined(features: Features, reads: Iterable[Read]) -> Tensor:
@@ -101,4 +108,8 @@ def model_outputs(
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Tensor:
     """Logits (N, C) of all examples, in eval mode and fp32."""
-    return sweep(model, encoded, lambda own, x: {LAST: own(**x)}, precision=precision, progress=progress)[LAST]
+
+    def compute(own: nn.Module, batch: dict[str, Tensor]) -> Features:
+        return {LAST: own(**called_on(own, batch)).float()}
+
+    return sweep(model, encoded, compute, precision=precision, progress=progress)[LAST]

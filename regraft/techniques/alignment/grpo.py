@@ -42,10 +42,9 @@ class Rollouts(Source):
     """Batches of prompts with actions (N, G) drawn from the policy as it is when the rollout begins.
 
     Rollout r is used for steps r epochs to (r + 1) epochs - 1. It depends on an earlier policy, so the live one is the
-    source's state: a run resumed in the middle of a rollout goes on with it.
+    source's state: a run resumed in the middle of a rollout goes on with it. It offers no `examples`: the policy is called on
+    these very inputs, so nothing may be put in their place.
     """
-
-    repeatable = False  # the policy is called on these very inputs, so nothing may be put in their place
 
     def __init__(self, base: Source, spec: GRPO) -> None:
         self.base, self.spec = base, spec

@@ -11,11 +11,15 @@ from torch import Tensor, nn
 
 from regraft.core import Batch, Clock, Loss, Objective, Recipe, Stage, Technique, each_stage, forward
 from regraft.core.forward import inputs_of, shared_forward
-from regraft.data.precompute import MemoryStore, Precompute
+from regraft.data.precompute import Precompute
+from regraft.data.store import Keeping
 from regraft.errors import Conflict
 from regraft.losses.distillation import distillation_loss
+from regraft.models.frozen import Frozen
+from regraft.models.tap import OUTPUT, whole
 
 COLUMN = "teacher_logits"
+MOST_BYTES = 2 << 30  # of kept logits; what does not fit is computed again each time
 
 
 class Distilled(nn.Module):
@@ -97,5 +101,6 @@ class Distillation(Technique):
                 f"Distillation: the teacher reads {key!r}, but the source of stage {stage.name!r} yields "
                 f"{sorted(stage.source.inputs)}"
             )
-        source = Precompute(stage.source, teacher, {key: COLUMN}, store=MemoryStore())
+        frozen = Frozen(teacher, [whole(teacher)], keeping=Keeping(max_bytes=MOST_BYTES))
+        source = Precompute(stage.source, frozen, reads=key, writes={OUTPUT: COLUMN})
         return replace(stage, source=source, objective=Distilled(stage.objective, self.temperature, self.weight))

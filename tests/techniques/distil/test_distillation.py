@@ -73,9 +73,9 @@ def test_a_teacher_that_reads_other_inputs_is_refused_in_a_sentence():
 def test_a_model_that_is_its_own_teacher_teaches_what_it_was():
     model = mlp()
     compiled = compile(recipe(stage(model, steps=3)), [Distillation(teacher=model)])
-    assert compiled.stages[0].source.function is not model
+    assert compiled.stages[0].source.frozen.model is not model
     x = blobs()["x"]
     before = model(x)
     fit(compiled)
-    assert torch.equal(compiled.stages[0].source.function(x), before)
+    assert torch.equal(compiled.stages[0].source.frozen.model(x), before)
     assert not torch.equal(model(x), before)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 import toy
 from torch import nn
 
-from regraft.core import Source, compile, fit
+from regraft.core import compile, fit
 from regraft.core.checkpoint import Checkpointer, load
+from regraft.data.sources import Examples
+from regraft.data.text import EncodedText
 from regraft.errors import Conflict
 from regraft.losses.supervised import cross_entropy
-from regraft.models.split import Split
 from regraft.techniques.continual.ewc import EWC
 from regraft.techniques.distil.distillation import Distillation
 from regraft.techniques.domain.dann import DANN
 from regraft.techniques.peft.lora import LoRA
 from regraft.techniques.regularise.sam import SAM
-from regraft.techniques.transfer.cache_prefix import CachePrefix, PrefixSource
+from regraft.techniques.transfer.cache_prefix import CachePrefix
 from regraft.techniques.transfer.discriminative import Discriminative
 from regraft.techniques.transfer.last_k import LastK
 from regraft.techniques.transfer.staged_thaw import StagedThaw
@@ -98,7 +100,7 @@ def test_weights_that_changed_are_never_answered_from_the_store():
         model[0].weight.add_(1.0)
     second = next(iter(source.batches(model)))
     assert torch.equal(first["id"], second["id"])
-    raw = next(iter(source.base.batches(model)))["x"]
+    raw = next(iter(source.source.batches(model)))["x"]
     assert torch.equal(second["x"], model[0](raw))
     assert not torch.equal(first["x"], second["x"])
 
@@ -114,26 +116,13 @@ def test_dropout_between_frozen_layers_is_not_stored():
     assert len(cached[2].stages[0].model) == 4, "the cut is before the dropout"
 
 
-class Tokens(Source):
-    """Ragged token batches: ids, mask, class; lengths differ from batch to batch."""
-
-    repeatable = True
-    inputs = {"input_ids": "id", "attention_mask": "id"}  # noqa: RUF012
-
-    def __init__(self, n: int = 24) -> None:
-        g = torch.Generator().manual_seed(1)
-        self.lengths, self.ids = torch.randint(3, 12, (n,), generator=g), torch.randint(1, 50, (n, 12), generator=g)
-        self.y = torch.randint(4, (n,), generator=g)
-
-    def batches(self, model, start=0):
-        step = start
-        while True:
-            order = torch.randperm(24, generator=torch.Generator().manual_seed(step // 3))
-            rows = order[step % 3 * 8 : step % 3 * 8 + 8]
-            longest = int(self.lengths[rows].max())
-            mask = (torch.arange(longest) < self.lengths[rows, None]).long()
-            yield {"id": rows, "input_ids": self.ids[rows, :longest] * mask, "attention_mask": mask, "y": self.y[rows]}
-            step += 1
+def tokens() -> Examples:
+    """Ragged texts of 3 to 11 tokens in four classes; lengths differ from batch to batch."""
+    random = np.random.default_rng(1)
+    lengths = random.integers(3, 12, 24)
+    ids = random.integers(1, 50, lengths.sum()).astype(np.int32)
+    encoded = EncodedText(ids, lengths, np.zeros(24, bool), pad_id=0)
+    return Examples(encoded, random.integers(0, 4, 24), batch_size=8, seed=1, bucket=False)
 
 
 def bert() -> nn.Module:
@@ -166,7 +155,7 @@ def bert() -> nn.Module:
     ids=lambda techniques: "+".join(type(technique).__name__ for technique in techniques),
 )
 def test_a_graft_over_ragged_text_trains_to_the_same_weights_with_its_lower_reads_stored(techniques):
-    plain, cached = both_ways(techniques, bert, source=Tokens(), steps=9, update=toy.sgd(lr=0.05))
+    plain, cached = both_ways(techniques, bert, source=tokens(), steps=9, update=toy.sgd(lr=0.05))
     assert cached[1][:3] == plain[1][:3] or "StagedThaw" in str(techniques), "the first epoch has the same batches"
     assert cached[1] == pytest.approx(plain[1], abs=1e-5)
     torch.testing.assert_close(cached[0], plain[0], rtol=0, atol=1e-5)
@@ -177,7 +166,7 @@ def test_a_graft_over_ragged_text_trains_to_the_same_weights_with_its_lower_read
 
 def test_a_resumed_run_goes_on_with_the_same_bits_over_ragged_text(tmp_path):
     def make():
-        return compile(toy.recipe(toy.stage(bert(), source=Tokens(), steps=11)), [LastK(blocks=2), CachePrefix()])
+        return compile(toy.recipe(toy.stage(bert(), source=tokens(), steps=11)), [LastK(blocks=2), CachePrefix()])
 
     whole = make()
     fit(whole, hooks=[Checkpointer(tmp_path, every=5, keep=5)])
@@ -187,26 +176,8 @@ def test_a_resumed_run_goes_on_with_the_same_bits_over_ragged_text(tmp_path):
         assert torch.equal(toy.weights(again.model), toy.weights(whole.model)), folder.name
 
 
-class Composed(nn.Module):
-    """Rows that depend on the batch they were computed in, as rounding does, but plainly."""
-
-    def forward(self, x):
-        return x + x.mean(0)
-
-
-def test_a_store_filled_after_a_resume_holds_what_the_uninterrupted_one_held():
-    def source() -> PrefixSource:
-        parts = Split(suffix=nn.Identity(), reads="x", parts={"x": Composed()}, frozen=())
-        return PrefixSource(toy.Tensors(toy.blobs()), parts, ragged=frozenset(), max_bytes=1 << 20)
-
-    whole = [batch["x"] for batch in islice(source().batches(nn.Identity()), 20)]
-    for start in (3, 8, 13):
-        resumed = [batch["x"] for batch in islice(source().batches(nn.Identity(), start), 20 - start)]
-        assert all(torch.equal(a, b) for a, b in zip(whole[start:], resumed, strict=True)), start
-
-
 class Fleeting(toy.Tensors):
-    repeatable = False
+    examples: ClassVar[dict] = {}
 
 
 class Tangle(nn.Module):

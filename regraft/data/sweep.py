@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from regraft.core.descent import Precision
-from regraft.core.forward import inputs_of
 from regraft.core.modes import eval_mode
-from regraft.data.encoded import Encoded
+from regraft.core.protocols import Encoded
 from regraft.data.loading import in_length_order
 
-# of a batch: measured on CPUs, larger ones leave the cache and are up to twice as slow
+# of a batch, measured on CPUs: larger ones leave the cache and are up to twice as slow
 MOST_EXAMPLES, MOST_TOKENS = 64, 1024
 Key = TypeVar("Key", bound=Hashable)
 M = TypeVar("M", bound=nn.Module)
@@ -45,7 +44,7 @@ def sweep(
     precision: Precision,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> dict[Key, Tensor]:
-    """What `compute` gives for every example: (N, ...) fp32 by key, rows in the order of the encoded examples.
+    """What `compute` gives for every example: (N, ...) by key, rows in the order of the encoded examples.
 
     Args:
         model: run in eval mode, and left as it was.
@@ -54,32 +53,53 @@ def sweep(
         precision: bf16 runs it under autocast.
         progress: called with the number of rows done since the last call, from any thread, one call at a time.
     """
-    batches = list(in_length_order(encoded.lengths, max_tokens=MOST_TOKENS, max_examples=MOST_EXAMPLES))
-    if not batches:
+    if not len(encoded):
         raise ValueError("a pass over examples needs at least one of them")
-    waiting, lock, out = iter(batches), threading.Lock(), dict[Key, Tensor]()
+    out = dict[Key, Tensor]()
+
+    def keep(rows: np.ndarray, inputs: dict[str, Tensor], found: Mapping[Key, Tensor]) -> None:
+        index = torch.from_numpy(rows)
+        for key, value in found.items():
+            if key not in out:
+                out[key] = plain_empty(len(encoded), *value.shape[1:], dtype=value.dtype)
+            out[key].index_copy_(0, index, value)
+        progress(len(rows))
+
+    each_batch(model, encoded, compute, keep, precision=precision)
+    return out
+
+
+def each_batch(
+    model: nn.Module,
+    encoded: Encoded,
+    compute: Callable[[nn.Module, dict[str, Tensor]], Mapping[Key, Tensor]],
+    keep: Callable[[np.ndarray, dict[str, Tensor], Mapping[Key, Tensor]], None],
+    *,
+    precision: Precision,
+    rows: np.ndarray | None = None,
+) -> None:
+    """Hand what `compute` gives for each batch of examples to `keep`, with their rows (M,) and the batch, one call at a time.
+
+    `rows` limits the pass to some of the examples; for the rest see `sweep`.
+    """
+    rows = np.arange(len(encoded)) if rows is None else rows
+    plan = in_length_order(encoded.lengths[rows], max_tokens=MOST_TOKENS, max_examples=MOST_EXAMPLES)
+    batches = [rows[part] for part in plan]
+    waiting, lock = iter(batches), threading.Lock()
 
     def work(own: nn.Module) -> None:
-        keys = inputs_of(own)
         with evaluating(own, precision):
-            while (rows := _next(waiting, lock)) is not None:
-                batch = encoded.collate(rows)
-                found = compute(own, {key: batch[key] for key in keys})
+            while (part := _next(waiting, lock)) is not None:
+                batch = encoded.collate(part)
+                found = compute(own, batch)
                 with lock:
-                    for key in found.keys() - out.keys():
-                        out[key] = _plain_empty(len(encoded), *found[key].shape[1:])
-                index = torch.from_numpy(rows)
-                for key, value in found.items():
-                    out[key].index_copy_(0, index, value.float())
-                with lock:
-                    progress(len(rows))
+                    keep(part, batch, found)
 
     workers = min(torch.get_num_threads(), len(batches))
-    if workers == 1:
+    if workers <= 1:
         work(model)
     else:
         _on_own_cores(work, [sharing_weights(model) for _ in range(workers)])
-    return out
 
 
 def _next(waiting: Iterator[np.ndarray], lock: threading.Lock) -> np.ndarray | None:
@@ -104,7 +124,7 @@ def sharing_weights(model: M) -> M:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
-def _plain_empty(*shape: int) -> Tensor:
+def plain_empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """An ordinary tensor, also when it is made in inference mode: it will be used outside."""
     with torch.inference_mode(False):
-        return torch.empty(*shape)
+        return torch.empty(*shape, dtype=dtype)

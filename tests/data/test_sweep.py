@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from regraft.data.sweep import MOST_EXAMPLES, sharing_weights, sweep
 from regraft.data.text import EncodedText
 from regraft.phases.choose.features import model_outputs
-from regraft.phases.sweep import MOST_EXAMPLES, sharing_weights, sweep
 
 
 class Words(nn.Module):

@@ -1,0 +1,125 @@
+"""What a frozen part of a model computes, once for each example: the prefixes of all stages of a recipe, or a teacher."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from regraft.core.descent import Precision
+from regraft.core.forward import called_on
+from regraft.core.protocols import Encoded
+from regraft.core.values import Batch
+from regraft.data.store import Keeping, Store, Wanted, fill
+from regraft.data.sweep import evaluating
+from regraft.models.tap import Tap, fingerprint, stored_key, tapped
+
+
+@dataclass
+class Made:
+    """A store and what it was made by."""
+
+    weights: str
+    store: Store
+
+
+class Frozen:
+    """The taps of a model, in the order in which stages need them; one pass fills the stores of all that are still to come."""
+
+    def __init__(
+        self, model: nn.Module, taps: Sequence[Tap], *, keeping: Keeping, precision: Precision = "fp32"
+    ) -> None:
+        """Taps of a model.
+
+        Args:
+            model: what is tapped; the very module that the stages train the rest of.
+            taps: one for each stage.
+            keeping: where results are kept, and how many bytes all of them may have together.
+            precision: of the passes.
+        """
+        self.model, self.taps, self.keeping = model, list(taps), keeping
+        self.precision: Precision = precision
+        self.computed = 0  # examples that passes were run on
+        self._made: dict[tuple[int, int], Made] = {}  # (tap, encoded examples) -> its store
+        self._keys: dict[
+            int, tuple[Encoded, str]
+        ] = {}  # the examples themselves are held, so that no other has their id
+
+    def compute(self, at: int, batch: Batch) -> Batch:
+        """The columns of tap `at` for a batch, (N, ...) each, in eval mode and without gradients."""
+        with evaluating(self.model, self.precision):
+            found = tapped(self.model, [self.taps[at]], called_on(self.model, batch))
+        return {name: value.clone() for name, value in found.items()}
+
+    def store(self, at: int, encoded: Encoded) -> Store:
+        """What tap `at` gives for all examples, as the weights are now; earlier stages' results are let go."""
+        self._made = {key: made for key, made in self._made.items() if key[0] >= at}
+        now = fingerprint(self.taps[at].tensors)
+        known = self._made.get((at, id(encoded)))
+        if known is None or known.weights != now:
+            self._fill([n for n in range(at, len(self.taps)) if n == at or (n, id(encoded)) not in self._made], encoded)
+            known = self._made[at, id(encoded)]
+        return known.store
+
+    def stores(self, at: int) -> list[Store]:
+        """The stores of tap `at` that are there, one for each set of examples."""
+        return [made.store for (tap, _), made in self._made.items() if tap == at]
+
+    def _fill(self, which: list[int], encoded: Encoded) -> None:
+        """Run the model once over all examples for some of the taps."""
+        taps = [self.taps[n] for n in which]
+        wanted = [Wanted(columns=columns_of(tap), identity=self._identity(tap, encoded)) for tap in taps]
+
+        def function(own: nn.Module, batch: Batch) -> Batch:
+            return tapped(own, taps, called_on(own, batch))
+
+        stores = fill(self.model, function, encoded, wanted, keeping=self.keeping, precision=self.precision)
+        self.computed += stores[0].kept
+        for n, tap, store in zip(which, taps, stores, strict=True):
+            self._made[n, id(encoded)] = Made(fingerprint(tap.tensors), store)
+
+    def _identity(self, tap: Tap, encoded: Encoded) -> dict[str, Any]:
+        """What decides the results of a tap: weights, structure, cut, precision and data. Only stores in a folder need it."""
+        if id(encoded) not in self._keys:
+            self._keys[id(encoded)] = (encoded, content_key(encoded) if self.keeping.folder else "")
+        return {
+            "weights": fingerprint(tap.tensors),
+            "structure": hashlib.sha256(tap.structure.encode()).hexdigest(),
+            "cut": [tap.stop, *tap.reads],
+            "precision": self.precision,
+            "data": self._keys[id(encoded)][1],
+        }
+
+
+def columns_of(tap: Tap) -> tuple[str, ...]:
+    """The names under which a tap's results are stored."""
+    return (tap.column, *(stored_key(read) for read in tap.reads))
+
+
+def content_key(encoded: Encoded) -> str:
+    """Hex digest of everything the batches of encoded examples are made of, augmented views included."""
+    digest = hashlib.sha256()
+    _digest(encoded, digest.update)
+    return digest.hexdigest()
+
+
+def _digest(value: Any, update: Callable[[Any], None]) -> None:
+    """Feed a value to a hash: arrays by their bytes, objects by their fields."""
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+    if isinstance(array, np.ndarray):
+        update(f"{array.dtype}{array.shape}".encode())
+        update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    elif isinstance(value, Mapping):
+        for name in sorted(value):
+            update(str(name).encode())
+            _digest(value[name], update)
+    elif isinstance(value, str | int | float | bool | tuple | None):
+        update(repr(value).encode())
+    else:
+        update(type(value).__qualname__.encode())
+        names = [field.name for field in fields(value)] if is_dataclass(value) else sorted(vars(value))
+        _digest({name: getattr(value, name) for name in names}, update)
