@@ -5,11 +5,13 @@ PYTEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCHMARKS := $(filter-out benchmarks/readme_tables.py,$(wildcard benchmarks/*.py))
+BENCH_BIN := .venv-bench/bin
+BENCH_STAMP := .venv-bench/.installed
+BENCHMARKS := $(filter-out benchmarks/readme_tables.py benchmarks/harness.py,$(wildcard benchmarks/*.py))
 CHECKED := regraft tests benchmarks docs $(wildcard examples)
 PROSE := regraft regraft_recipes benchmarks docs README.md CHANGELOG.md CONTRIBUTING.md
 
-.PHONY: venv demo test test-all bench lint docs clean
+.PHONY: venv demo test test-all bench-env bench lint docs clean
 
 venv: $(STAMP)
 
@@ -29,8 +31,18 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m ""
 
-bench: $(STAMP)
-	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
+# The peers live in an environment of their own, with the same versions of everything that both use.
+bench-env: $(BENCH_STAMP)
+
+$(BENCH_STAMP): pyproject.toml constraints.txt benchmarks/requirements.txt
+	test -x $(BENCH_BIN)/python || $(PYTHON) -m venv .venv-bench
+	$(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[demo,dev]' --requirement benchmarks/requirements.txt
+	$(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps fastai==2.8.12
+	@touch $(BENCH_STAMP)
+
+bench: $(STAMP) $(BENCH_STAMP)
+	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BENCH_BIN)/python $$script; done
 	$(BIN)/python benchmarks/readme_tables.py
 
 lint: $(STAMP)
@@ -44,4 +56,4 @@ docs: $(STAMP)
 	$(BIN)/python benchmarks/readme_tables.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-bench .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
