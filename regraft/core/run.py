@@ -46,6 +46,9 @@ class Run:
     history: list[Record] = field(default_factory=list[Record])
     pending: list[tuple[int, Loss]] = field(default_factory=list[tuple[int, Loss]])
     stopped: str | None = None
+    notes: list[str] = field(
+        default_factory=list[str]
+    )  # what hooks measured and decided in this process, a sentence each
 
     @property
     def stage(self) -> Stage[Any]:
@@ -55,6 +58,13 @@ class Run:
     def stop(self, reason: str) -> None:
         """End the stage after this step."""
         self.stopped = reason
+
+    def note(self, sentence: str) -> None:
+        """Keep a sentence about what a hook decided: for the report, and in the log where there is one."""
+        self.notes.append(sentence)
+        if self.log is not None:
+            self.flush()
+            self.log.write([{"stage": self.stage.name, "step": self.clock.step, "note": sentence}])
 
     def record(self, loss: Loss) -> None:
         """Note the loss of the step just made; it is read from the device every `log_every` steps."""

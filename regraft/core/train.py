@@ -40,6 +40,7 @@ class Report:
     steps: Mapping[str, int]  # stage -> steps made
     stopped: Mapping[str, str]  # stage -> reason, for the stages that a hook ended early
     seconds: Mapping[str, float]  # stage -> wall-clock seconds in this process
+    notes: tuple[str, ...] = ()  # what hooks measured and decided in this process, a sentence each
 
     def last(self, stage: str | None = None) -> Record:
         """The last record of a stage, or of the run."""
@@ -75,6 +76,7 @@ def fit(
     steps: dict[str, int] = {}
     stopped: dict[str, str] = {}
     seconds: dict[str, float] = {}
+    notes: list[str] = []
     previous: Run | None = None
     with torch.random.fork_rng(devices=_devices()):  # pyright: ignore[reportUnknownMemberType]
         for index in range(resume["stage"] if resume else 0, len(recipe.stages)):
@@ -86,9 +88,10 @@ def fit(
             previous = advance(run)
             name = run.stage.name
             history += run.history
+            notes += run.notes
             steps[name], seconds[name] = run.clock.step, time.perf_counter() - begin
             stopped |= {name: run.stopped} if run.stopped else {}
-    return Report(history=tuple(history), steps=steps, stopped=stopped, seconds=seconds)
+    return Report(history=tuple(history), steps=steps, stopped=stopped, seconds=seconds, notes=tuple(notes))
 
 
 def start(

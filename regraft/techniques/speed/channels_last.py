@@ -1,0 +1,89 @@
+"""Images and feature maps with their channels innermost in memory, the order in which convolution kernels read fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from regraft.core import Recipe, Stage, Technique, each_stage
+from regraft.core.protocols import Encoded, Source, State
+from regraft.core.values import Batch
+from regraft.errors import Conflict
+
+
+def channels_last(batch: Batch) -> Batch:
+    """The batch with every floating-point (N, C, H, W) tensor laid out as N, H, W, C in memory; shapes and values stay."""
+    return {
+        key: value.contiguous(memory_format=torch.channels_last)
+        if value.ndim == 4 and value.is_floating_point()
+        else value
+        for key, value in batch.items()
+    }
+
+
+class InnermostChannels(Source):
+    """`base` with its images and feature maps in channels-last format."""
+
+    def __init__(self, base: Source) -> None:
+        self.base = base
+
+    @property
+    def examples(self) -> Mapping[str, Encoded]:
+        """The source's: a stored result is computed from them, not from the batches."""
+        return self.base.examples
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """As the source's."""
+        return self.base.inputs
+
+    def batches(self, model: nn.Module, start: int = 0, /) -> Iterator[Batch]:
+        """The source's batches, laid out anew."""
+        for batch in self.base.batches(model, start):
+            yield channels_last(batch)
+
+    def state_dict(self) -> State:
+        """The inner source's."""
+        return self.base.state_dict()
+
+    def load_state_dict(self, state: State, /) -> None:
+        """Hand it to the inner source."""
+        self.base.load_state_dict(state)
+
+
+class ChannelsLast(Technique):
+    """Trains convolutional networks on batches in channels-last memory format, which most convolution kernels are faster on.
+
+    A convolution follows the format of its input, so every feature map after it is channels-last too. The weights keep their
+    own format, and with them checkpoints, optimizer state and the saved model: on a CPU converting them as well was slower
+    (MobileNetV1 0.25 at 96 pixels, 2 cores: a step of 46 ms took 35 ms on such batches, 38 ms with converted weights). The
+    numbers are those without it up to rounding.
+
+    Use it when a network of convolutions trains. Not for networks without 2-d convolutions, which are refused, nor for
+    vision transformers, whose one convolution cuts the image into patches.
+
+    Example:
+        ```yaml
+        techniques:
+          - ChannelsLast
+        ```
+    """
+
+    wraps: ClassVar[frozenset[str]] = frozenset({"source"})
+    place: ClassVar[Literal["inner", "middle", "outer"]] = "outer"  # also what a stored prefix hands on
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        """Every stage's batches are laid out anew."""
+        return each_stage(recipe, self._laid_out)
+
+    def _laid_out(self, stage: Stage[Any]) -> Stage[Any]:
+        if not any(isinstance(module, nn.Conv2d) for module in stage.model.modules()):
+            raise Conflict(
+                f"ChannelsLast: the {type(stage.model).__name__} of stage {stage.name!r} has no 2-d convolution, so the memory "
+                "format of its batches would have no effect; drop ChannelsLast"
+            )
+        return replace(stage, source=InnermostChannels(stage.source))

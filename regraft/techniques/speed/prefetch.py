@@ -1,0 +1,150 @@
+"""Batches are prepared in a thread of their own while the step before them runs."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from regraft.core import Recipe, Stage, Technique, each_stage
+from regraft.core.protocols import Encoded, Source, State
+from regraft.core.values import Batch
+from regraft.errors import Conflict
+
+WAIT_S = 0.05  # between two looks at whether the batches are still wanted
+
+
+class Prefetched(Source):
+    """`base` with its next batches made ahead, in their order, in a thread that lives as long as the iterator.
+
+    Where the model is on a GPU and the batches are not, they are pinned in the thread and copied there without waiting.
+    """
+
+    def __init__(self, base: Source, *, batches: int) -> None:
+        """Keep at most `batches` batches ready."""
+        self.base, self.ahead = base, batches
+
+    @property
+    def examples(self) -> Mapping[str, Encoded]:
+        """The source's: a stored result is computed from them, not from the batches."""
+        return self.base.examples
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """As the source's."""
+        return self.base.inputs
+
+    def batches(self, model: nn.Module, start: int = 0, /) -> Iterator[Batch]:
+        """The source's batches; what it raises is raised here, at the batch it was raised for."""
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        feed = _Feed(self.base.batches(model, start), size=self.ahead, pin=device.type == "cuda")
+        try:
+            while True:
+                batch = feed.take()
+                if batch is None:
+                    return
+                yield batch if device.type == "cpu" else to_device(batch, device)
+        finally:
+            feed.close()
+
+    def state_dict(self) -> State:
+        """The inner source's."""
+        return self.base.state_dict()
+
+    def load_state_dict(self, state: State, /) -> None:
+        """Hand it to the inner source."""
+        self.base.load_state_dict(state)
+
+
+class _Feed:
+    """An iterator that another thread runs ahead of whoever takes from it."""
+
+    def __init__(self, iterator: Iterator[Batch], *, size: int, pin: bool) -> None:
+        self.iterator, self.pin, self.closed = iterator, pin, threading.Event()
+        self.ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=size)
+        self.thread = threading.Thread(target=self._run, name="regraft-prefetch", daemon=True)
+        self.thread.start()
+
+    def take(self) -> Batch | None:
+        """The next batch; None after the last."""
+        item = self.ready.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """End the thread, and wait until it has."""
+        self.closed.set()
+        self.thread.join()
+
+    def _run(self) -> None:
+        try:
+            for batch in self.iterator:
+                if not self._put(pinned(batch) if self.pin else batch):
+                    return
+            self._put(None)
+        except BaseException as error:  # whatever it is, it belongs to the loop that waits for the batch
+            self._put(error)
+
+    def _put(self, item: Batch | BaseException | None) -> bool:
+        """Wait for room; False when nobody wants the item any more."""
+        while not self.closed.is_set():
+            try:
+                self.ready.put(item, timeout=WAIT_S)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+
+def pinned(batch: Batch) -> Batch:
+    """The batch in page-locked memory, from which a GPU copies while the processor goes on."""
+    return {key: value.pin_memory() if value.device.type == "cpu" else value for key, value in batch.items()}
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device, copied without waiting where its memory is pinned."""
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+class Prefetch(Technique):
+    """Prepares the next batches in a thread while the step runs: decoding, augmenting, padding, and the copy to a GPU.
+
+    Order and content are those without it, bit for bit, and so is a resumed run. An error in the thread surfaces in the loop
+    at the batch it belongs to; the thread ends with the stage. Listed before a technique that runs a model on the batches
+    (`Distillation`), it leaves that model in the loop's thread.
+
+    Use it when making a batch takes a noticeable part of a step and a processor core is idle meanwhile: beside a GPU, or with
+    training on fewer threads than there are cores. Not when every core trains already, as on a CPU by default: there the
+    thread takes from the step what it gives. Rollouts are refused, since they are drawn from the weights of their step.
+
+    Attributes:
+        batches: how many are kept ready at most; each costs its own memory.
+
+    Example:
+        ```yaml
+        techniques:
+          - Prefetch: {batches: 2}
+        ```
+    """
+
+    wraps: ClassVar[frozenset[str]] = frozenset({"source"})
+    batches: int = Field(default=2, ge=1)
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        """Every stage's source is run ahead."""
+        return each_stage(recipe, self._ahead)
+
+    def _ahead(self, stage: Stage[Any]) -> Stage[Any]:
+        if stage.source.state_dict():
+            raise Conflict(
+                f"Prefetch: what stage {stage.name!r} draws depends on more than the step's number (rollouts are drawn from "
+                "the weights of their step), so it cannot be drawn ahead; drop Prefetch"
+            )
+        return replace(stage, source=Prefetched(stage.source, batches=self.batches))
