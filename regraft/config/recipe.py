@@ -53,6 +53,9 @@ class ModelSpec(Spec):
     pools: tuple[str, ...] = ()  # how tokens or positions are pooled; empty: chosen by the probe
     max_length: int | None = Field(default=None, ge=4)  # text: tokens kept of each example
     image_size: int | None = Field(default=None, ge=1)  # image: side in pixels; default the model's own
+    packing: bool = (
+        False  # text: examples of a batch share rows, so that almost nothing is padding in any order of examples
+    )
 
 
 class TrainSpec(Spec):

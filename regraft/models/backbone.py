@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from regraft.errors import ModelError
 from regraft.models.blocks import CHAINS, blocks, depth_of
+from regraft.models.causal import is_causal
 from regraft.models.pooling import Kind, kind_of
 from regraft.models.trace import Trace, holds, produced_by, restructured, tensors_in, trace
 
@@ -81,6 +82,7 @@ def boundaries(module: nn.Module, example: Mapping[str, Any]) -> tuple[Boundary,
             "read; put its blocks in one, or train a head on the last layer"
         )
     record = trace(module, example)
+    causal = is_causal(getattr(module, "config", None))
     places: list[Boundary] = []
     entered = record.first(found[0].name)
     if entered is None:
@@ -90,29 +92,50 @@ def boundaries(module: nn.Module, example: Mapping[str, Any]) -> tuple[Boundary,
     if entered.taken:
         stem = produced_by(record, entered.taken[0], outside=found[0].name, before=entered.start)
         if stem is not None:
-            places.append(_boundary(0, stem.name, stem.given[0]))
+            places.append(_boundary(0, stem.name, stem.given[0], causal=causal))
     for depth, block in enumerate(found, start=1):
         calls = [entry for entry in record.calls if entry.name == block.name]
         if calls and calls[-1].given:
-            places.append(_boundary(depth, block.name, calls[-1].given[0]))
-    return (*places[:-1], _top(record, places[-1]))
+            _require_token_by_token(module, block.name, calls[-1].given[0], example)
+            places.append(_boundary(depth, block.name, calls[-1].given[0], causal=causal))
+    return (*places[:-1], _top(record, places[-1], causal=causal))
 
 
-def _boundary(depth: int, name: str, tensor: Tensor) -> Boundary:
+def _require_token_by_token(module: nn.Module, name: str, tensor: Tensor, example: Mapping[str, Any]) -> None:
+    """A ModelError where texts go in, but what a block returns is not (N, L, D): XLNet keeps its tokens in front."""
+    mask = example.get("attention_mask")
+    if isinstance(mask, Tensor) and tensor.ndim == 3 and tensor.shape[:2] != mask.shape[:2]:
+        raise ModelError(
+            f"{name} of {type(module).__name__} returns {tuple(tensor.shape)} for {tuple(mask.shape)} tokens, which cannot be "
+            "pooled example by example; give another model"
+        )
+
+
+def _boundary(depth: int, name: str, tensor: Tensor, *, causal: bool) -> Boundary:
     """The boundary at a module that returned `tensor`."""
-    kind = kind_of(tensor)
+    kind = kind_of(tensor, causal=causal)
     return Boundary(depth=depth, name=name, kind=kind, channels=tensor.shape[1 if kind == "map" else -1])
 
 
-def _top(record: Trace, last: Boundary) -> Boundary:
-    """The deepest boundary: the module that returned what the backbone hands out, or else the last block."""
+def _top(record: Trace, last: Boundary, *, causal: bool) -> Boundary:
+    """The deepest boundary: the module that returned what the backbone hands out, or else the last block.
+
+    GPT-2 hands out a view of what its last norm returned: the same numbers in the same memory.
+    """
     handed_out = tensors_in(record.output)[:1]
     if not handed_out:
         return last
-    end = produced_by(record, handed_out[0], outside=last.name, before=1 << 60)
+    given = [entry.given[0] for entry in record.calls if entry.given]
+    made = next((tensor for tensor in reversed(given) if _same_memory(tensor, handed_out[0])), handed_out[0])
+    end = produced_by(record, made, outside=last.name, before=1 << 60)
     if end is None or holds(last.name, end.name):
         return last
-    return _boundary(last.depth, end.name, end.given[0])
+    return _boundary(last.depth, end.name, end.given[0], causal=causal)
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    """Are these the same numbers at the same place, perhaps as another view?"""
+    return one.shape == other.shape and one.stride() == other.stride() and one.data_ptr() == other.data_ptr()
 
 
 class Skip(nn.Module):

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from regraft.errors import ModelError
+from regraft.layers.packing import layout_of
 from regraft.models.backbone import Backbone, Boundary, Cutting, cutting_above
 from regraft.models.heads import folded
+from regraft.models.packing import MASK, Packing, proved_packing, saves_rows
 from regraft.models.pooling import POOLS, pooled, require_pool, width
 from regraft.models.trace import call, tensors_in
 
@@ -52,6 +54,7 @@ class Graft(nn.Module):
         boundaries: where this backbone can be read.
         reads: the (depth, pool) pairs in the order in which the head sees them.
         cut: what was taken off the top of the backbone.
+        packing: how examples share rows; None where each has a row of its own.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Graft(nn.Module):
         self.pools = tuple(dict.fromkeys(pools))
         self.reads = self._reads()
         self.cut = backbone.cut or Cutting()
+        self.packing: Packing | None = None
         self.head = _linear(sum(self.read_widths().values()), num_outputs, seed)
 
     @property
@@ -123,9 +127,36 @@ class Graft(nn.Module):
     def features(self, **inputs: Tensor) -> Tensor:
         """The head's input (N, F): the pooled outputs of all reads side by side, in fp32."""
         places = [self.boundary(depth) for depth in self.depths]
+        return self.joined(self.outputs(places, inputs), inputs.get(MASK))
+
+    def outputs(self, places: Iterable[Boundary], inputs: Mapping[str, Tensor]) -> dict[int, Tensor]:
+        """The outputs (N, ...) at these boundaries by depth; packed, those at padding are 0."""
+        layout = layout_of(inputs[MASK]) if self.packing is not None and saves_rows(inputs) else None
+        if self.packing is None or layout is None or layout.rows[0] == layout.shape[0]:
+            with captured(self.backbone, places) as seen:
+                call(self.backbone, inputs)
+            return seen
         with captured(self.backbone, places) as seen:
-            call(self.backbone, inputs)
-        return self.joined(seen, inputs.get("attention_mask"))
+            call(self.backbone, self.packing.inputs(self.backbone, inputs, layout))
+        return {depth: layout.unpack(values) for depth, values in seen.items()}
+
+    def pack(self) -> None:
+        """From now on examples share rows. ModelError, with the reason, where the backbone then gives other numbers.
+
+        Numbers agree to 1e-5 of the largest in eval mode; in training mode dropout draws other masks. A batch none of whose
+        examples would share a row is run as it is.
+        """
+        if MASK not in self.inputs or any(place.kind not in ("tokens", "causal") for place in self.boundaries):
+            raise ModelError(f"packing: {self.name} does not read texts token by token; leave `packing` out")
+        self.packing = proved_packing(self.backbone, name=self.name)
+
+    def unpacked(self) -> Graft:
+        """This graft with a row for each example; backbone, head and all parameters are shared."""
+        if self.packing is None:
+            return self
+        other = copy.copy(self)
+        other._modules, other.packing = dict(self._modules), None
+        return other
 
     def joined(
         self, seen: Mapping[int, Tensor], mask: Tensor | None, stored: Mapping[Read, Tensor] | None = None
@@ -138,9 +169,8 @@ class Graft(nn.Module):
     def all_features(self, *, pools: Iterable[str] | None = None, **inputs: Tensor) -> dict[Read, Tensor]:
         """Every boundary pooled in every way, from one forward pass: (depth, pool) -> (N, F) fp32; `pools` limits the ways."""
         wanted = None if pools is None else set(pools)
-        with captured(self.backbone, self.boundaries) as seen:
-            call(self.backbone, inputs)
-        mask = inputs.get("attention_mask")
+        seen = self.outputs(self.boundaries, inputs)
+        mask = inputs.get(MASK)
         return {
             (place.depth, pool): pooled(seen[place.depth], pool, mask)
             for place in self.boundaries

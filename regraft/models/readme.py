@@ -12,6 +12,11 @@ POOLS = {
         "max": "h.masked_fill(m == 0, -3.4e38).amax(1)",
         "first": "h[:, 0]",
     },
+    "causal": {
+        "mean": "(h * m).sum(1) / m.sum(1).clamp(min=1)",
+        "max": "h.masked_fill(m == 0, -3.4e38).amax(1)",
+        "last": "h[range(len(h)), m.sum((1, 2)) - 1]",
+    },
     "map": {"mean": "h.mean((2, 3))", "max": "h.amax((2, 3))", "grid": GRID},
     "vector": {"mean": "h"},
 }  # fmt: skip
@@ -75,7 +80,7 @@ def _pooling(info: Mapping[str, Any], *, text: bool) -> list[str]:
     """Lines that join the pooled outputs to `features`."""
     kinds = sorted({info["kinds"][str(depth)] for depth, _ in info["reads"]})
     lines = []
-    if "tokens" in kinds:
+    if {"tokens", "causal"} & set(kinds):
         lines.append('m = batch["attention_mask"].unsqueeze(-1)' if text else "m = torch.ones(1, 1, 1)")
     used = {(info["kinds"][str(depth)], pool) for depth, pool in info["reads"]}
     table = ", ".join(f'"{kind} {pool}": lambda h: {POOLS[kind][pool]}' for kind, pool in sorted(used))

@@ -91,7 +91,7 @@ def load_standard(
     raw = checked_folder(folder)
     kind = "SequenceClassification" if modality == "text" else "ImageClassification"
     config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    check_kind(name, config, modality)
+    check_kind(name, config, modality, standard=True)
     config.num_labels = num_outputs
     config.problem_type = PROBLEMS[task]  # type: ignore[assignment]
     if labels:

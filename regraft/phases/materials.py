@@ -185,9 +185,13 @@ def readable_model(
     beside a network that starts at zero.
 
     Raises:
-        ModelError: the model cannot be found, loaded or read, or is of another modality.
+        ModelError: the model cannot be found, loaded, read or packed, or is of another modality.
     """
     schema = materials.dataset.schema
+    if spec.packing and (schema.modality != "text" or spec.head == "standard" or spec.name is None):
+        raise ConfigError(
+            "models.main.packing: packs the texts of a pretrained model with a grafted head; leave it out here"
+        )
     example = materials.example()
     if schema.modality == "table" and module is None:
         network = spec.network or WideDeep()
@@ -208,7 +212,10 @@ def readable_model(
             labels=schema.classes,
             seed=seed,
         )  # type: ignore[arg-type]
-    return _grafted(backbone_of(spec, materials, module, seed=seed), materials, seed)
+    graft = _grafted(backbone_of(spec, materials, module, seed=seed), materials, seed)
+    if spec.packing:
+        graft.pack()
+    return graft
 
 
 def backbone_of(spec: ModelSpec, materials: Materials, module: nn.Module | None = None, *, seed: int = 0) -> Backbone:

@@ -69,7 +69,6 @@ def test_model_of_the_wrong_modality_is_refused_both_ways(minilm, shared_data):
         ({"_attn_implementation_internal": {"": "evil/kernel:f"}}, "names code outside transformers"),
         ({"attn_implementation": "paged|evil/kernel"}, "names code outside transformers"),
         ({"quantization_config": {"quant_method": "x"}}, "quantised"),
-        ({"model_type": "gpt2", "vocab_size": 10}, "is a decoder model (gpt2)"),
         ({"model_type": "t5", "is_encoder_decoder": True}, "is an encoder-decoder model (t5)"),
         ({"model_type": "nonesuch"}, "not of a model that transformers knows"),
     ],
