@@ -16,8 +16,12 @@ from regraft.errors import ConfigError, suggest
 
 CATALOGUE: dict[str, dict[str, str]] = {  # family -> class name -> module
     "technique": {
+        "ActivationCheckpointing": "regraft.techniques.speed.activation_checkpointing",
+        "AdaptiveBackprop": "regraft.techniques.transfer.adaptive_backprop",
         "Adapter": "regraft.techniques.peft.adapter",
         "CachePrefix": "regraft.techniques.transfer.cache_prefix",
+        "ChannelsLast": "regraft.techniques.speed.channels_last",
+        "Compile": "regraft.techniques.speed.compile",
         "DANN": "regraft.techniques.domain.dann",
         "Discriminative": "regraft.techniques.transfer.discriminative",
         "Distillation": "regraft.techniques.distil.distillation",
@@ -28,6 +32,7 @@ CATALOGUE: dict[str, dict[str, str]] = {  # family -> class name -> module
         "LoRA": "regraft.techniques.peft.lora",
         "MAML": "regraft.techniques.meta.maml",
         "NormOnly": "regraft.techniques.peft.norm_only",
+        "Prefetch": "regraft.techniques.speed.prefetch",
         "SAM": "regraft.techniques.regularise.sam",
         "StagedThaw": "regraft.techniques.transfer.staged_thaw",
         "WeightAverage": "regraft.techniques.regularise.weight_average",

@@ -78,11 +78,12 @@ class Descent:
         self.optimizer.zero_grad(set_to_none=True)
         device = self.params[0].device.type
         losses: list[Loss] = []
+        wanted = [p for p in self.params if p.requires_grad]  # a technique may pass over some of them for a while
         for part in split(batch, self.micro):
             with torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
                 loss = loss_fn(part)
             value = loss.value if self.micro == 1 else loss.value * loss.weight
-            value.backward(inputs=self.params)  # pyright: ignore[reportUnknownMemberType]
+            value.backward(inputs=wanted)  # pyright: ignore[reportUnknownMemberType]
             losses.append(loss.detached())
         if self.micro > 1:
             total = sum(loss.weight for loss in losses)

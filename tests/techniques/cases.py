@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from regraft.techniques.alignment.grpo import GRPO
@@ -15,6 +16,11 @@ from regraft.techniques.peft.lora import LoRA
 from regraft.techniques.peft.norm_only import NormOnly
 from regraft.techniques.regularise.sam import SAM
 from regraft.techniques.regularise.weight_average import WeightAverage
+from regraft.techniques.speed.activation_checkpointing import ActivationCheckpointing
+from regraft.techniques.speed.channels_last import ChannelsLast
+from regraft.techniques.speed.compile import Compile
+from regraft.techniques.speed.prefetch import Prefetch
+from regraft.techniques.transfer.adaptive_backprop import AdaptiveBackprop
 from regraft.techniques.transfer.cache_prefix import CachePrefix
 from regraft.techniques.transfer.discriminative import Discriminative
 from regraft.techniques.transfer.last_k import LastK
@@ -29,9 +35,23 @@ def half_frozen(dropout: float) -> nn.Module:
     return model
 
 
+def convolutions(dropout: float) -> nn.Module:
+    """Rows of 8 columns as maps of 2 x 2 points, through two convolutions; the same weights at each call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Linear(8, 16), nn.Unflatten(1, (4, 2, 2)), nn.Conv2d(4, 8, 2, padding=1), nn.ReLU(), nn.Dropout(dropout),
+            nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 4),
+        )  # fmt: skip
+
+
 ROWS = [
+    Case(ActivationCheckpointing(blocks="all"), effect=False),
+    Case(AdaptiveBackprop(rho=0.5, every=2), neutral=AdaptiveBackprop(rho=1.0)),
     Case(Adapter(width=4)),
     Case(CachePrefix(), network=half_frozen, effect=False),
+    Case(ChannelsLast(), network=convolutions, effect=False),
+    Case(Compile(), effect=False),
     Case(DANN(target="target", width=8), neutral=DANN(target="target", weight=0)),
     Case(Discriminative(decay=0.5, head=2.0), neutral=Discriminative(decay=1, head=1)),
     Case(Distillation(teacher="teacher"), neutral=Distillation(teacher="teacher", weight=0)),
@@ -42,6 +62,7 @@ ROWS = [
     Case(LoRA(rank=2)),
     Case(MAML(ways=3, shots=2, queries=2, tasks=4)),
     Case(NormOnly()),
+    Case(Prefetch(batches=2), effect=False),
     Case(SAM(rho=0.1), neutral=SAM(rho=0)),
     Case(StagedThaw()),
     Case(WeightAverage(decay=0.5), neutral=WeightAverage(decay=0)),
