@@ -28,7 +28,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     import torch
     from fastai.basics import Callback, DataLoaders, Learner, OptimWrapper
-    from fastai.callback import schedule as _  # gives Learner its fit_one_cycle
+    from fastai.callback import schedule  # noqa: F401  # gives Learner its fit_one_cycle
     from tasks import accuracy, autocast, task
     from torch import nn
 

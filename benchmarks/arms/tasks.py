@@ -32,6 +32,7 @@ class MeanPooled(nn.Module):
         self.head = nn.Linear(self.body.config.hidden_size, num_classes)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits (B, C) of token ids (B, L)."""
         states = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mask = attention_mask[..., None].to(states.dtype)
         return self.head((states * mask).sum(1) / mask.sum(1))
@@ -45,6 +46,7 @@ class Convolutional(nn.Module):
         self.body = mobilenet(num_classes)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """Logits (B, C) of pixels (B, 3, H, W)."""
         return self.body(pixel_values=pixel_values).logits
 
 
@@ -67,18 +69,23 @@ class Texts:
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return int(self.labels["train"].max()) + 1
 
     def lengths(self, split: str) -> np.ndarray:
+        """Tokens of each text, (N,)."""
         return np.array([len(each) for each in self.ids[split]])
 
     def network(self) -> nn.Module:
+        """A fresh network for these classes."""
         return MeanPooled(self.num_classes)
 
     def inputs(self, split: str, rows: np.ndarray, *, train: bool = False) -> dict[str, Tensor]:
+        """What the network is given for some rows; images are shifted where they train."""
         return padded(self.ids[split], rows)
 
     def epoch(self, batch: int, seed: int) -> Iterator[np.ndarray]:
+        """The rows of each training batch of an epoch."""
         return length_buckets(self.lengths("train"), batch, seed=seed)
 
     def in_order(self, split: str) -> Iterator[np.ndarray]:
@@ -96,20 +103,26 @@ class Images:
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return int(self.labels["train"].max()) + 1
 
     def network(self) -> nn.Module:
+        """A fresh network for these classes."""
         return Convolutional(self.num_classes)
 
     def inputs(self, split: str, rows: np.ndarray, *, train: bool = False) -> dict[str, Tensor]:
+        """What the network is given for some rows; images are shifted where they train."""
         pixels = self.pixels[split][torch.from_numpy(rows)]
         return {"pixel_values": shifted(pixels) if train else pixels}
 
     def epoch(self, batch: int, seed: int) -> Iterator[np.ndarray]:
+        """The rows of each training batch of an epoch."""
         order = np.random.default_rng(seed).permutation(len(self.labels["train"]))
-        return (order[at : at + batch] for at in range(0, len(order) - len(order) % batch or len(order), batch))
+        whole = max(batch, len(order) // batch * batch)  # a batch of few images would disturb the batch statistics
+        return (order[at : at + batch] for at in range(0, min(whole, len(order)), batch))
 
     def in_order(self, split: str) -> Iterator[np.ndarray]:
+        """Batches of all rows."""
         rows = np.arange(len(self.labels[split]))
         return (rows[at : at + EVALUATED] for at in range(0, len(rows), EVALUATED))
 
