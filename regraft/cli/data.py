@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from regraft.cli.app import app
-from regraft.cli.options import Budget, Common, Data, DataOptions, Model, Seed, Set, Strategy, command
+from regraft.cli.options import (
+    Budget,
+    Common,
+    Data,
+    DataOptions,
+    Model,
+    Precision,
+    Seed,
+    Set,
+    Strategy,
+    command,
+    with_precision,
+)
 from regraft.cli.screen import screen, show_json, show_lines, show_table
 
 if TYPE_CHECKING:
@@ -71,6 +83,7 @@ def plan(
     model: Model = None,
     budget: Budget = None,
     strategy: Strategy = None,
+    precision: Precision = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="Where to write the recipe; default standard output."),
@@ -96,7 +109,7 @@ def plan(
         seed=seed,
         budget=budget,
         strategy=strategy,
-        overrides=overrides or [],
+        overrides=with_precision(overrides, precision),
     )
     with screen(common.quiet or common.json) as reporter:
         dataset = open_data(spec, reporter)

@@ -9,7 +9,20 @@ import typer
 
 from regraft.cli.app import app
 from regraft.cli.errors import resumable
-from regraft.cli.options import Budget, Common, DataOptions, Model, Out, Run, Seed, Set, Strategy, command
+from regraft.cli.options import (
+    Budget,
+    Common,
+    DataOptions,
+    Model,
+    Out,
+    Precision,
+    Run,
+    Seed,
+    Set,
+    Strategy,
+    command,
+    with_precision,
+)
 from regraft.cli.screen import screen, show_json, show_lines
 
 if TYPE_CHECKING:
@@ -47,6 +60,7 @@ def adapt(
     model: Model = None,
     budget: Budget = None,
     strategy: Strategy = None,
+    precision: Precision = None,
     seed: Seed = 0,
     ignore_errors: Annotated[
         bool, typer.Option("--ignore-errors", help="Go on although the audit found errors.")
@@ -60,13 +74,18 @@ def adapt(
     from regraft.phases.path import run_job
 
     require_new(out)
+    plans: dict[str, Any] = {"model": model, "budget": budget, "strategy": strategy, "precision": precision}
     if data.endswith(RECIPE_SUFFIXES):
-        spec = _from_recipe(
-            data, overrides or [], model=model, budget=budget, strategy=strategy, seed=seed, options=options
-        )
+        spec = _from_recipe(data, overrides or [], given={**plans, "seed": seed or None, **options.given()})
     else:
         spec = _from_options(
-            data, overrides or [], model=model, budget=budget, strategy=strategy, seed=seed, options=options
+            data,
+            with_precision(overrides, precision),
+            model=model,
+            budget=budget,
+            strategy=strategy,
+            seed=seed,
+            options=options,
         )
     if ignore_errors:
         spec = spec.replaced(ignore_audit_errors=True)
@@ -94,32 +113,16 @@ def _from_options(
     )
 
 
-def _from_recipe(
-    file: str,
-    overrides: list[str],
-    *,
-    model: str | None,
-    budget: str | None,
-    strategy: str | None,
-    seed: int,
-    options: DataOptions,
-) -> RecipeSpec:
+def _from_recipe(file: str, overrides: list[str], *, given: dict[str, Any]) -> RecipeSpec:
     """The recipe of a file; what it says already is changed with --set, so that a plan is not undone by accident."""
     from regraft.config.recipe import read_recipe
     from regraft.errors import ConfigError
     from regraft.phases.opening import require_recipe
 
-    named: dict[str, Any] = {
-        "model": model,
-        "budget": budget,
-        "strategy": strategy,
-        "seed": seed or None,
-        **options.given(),
-    }
-    given = [name for name, value in named.items() if value is not None]
-    if given:
+    said = [name for name, value in given.items() if value is not None]
+    if said:
         raise ConfigError(
-            f"--{given[0]}: {file} is a recipe and says this already; change it there, or with --set such as --set seed=7"
+            f"--{said[0]}: {file} is a recipe and says this already; change it there, or with --set such as --set seed=7"
         )
     spec = read_recipe(require_recipe(Path(file)), overrides)
     if spec.stages:

@@ -15,6 +15,7 @@ from regraft.cli.errors import guarded
 if TYPE_CHECKING:
     from regraft.config.data import DataSpec
 
+PRECISIONS = ("auto", "fp32", "bf16")
 COLUMNS, READING, OUTPUT = "Columns and task (default: detected, and shown)", "Reading and splitting", "Output"
 
 Data = Annotated[
@@ -32,6 +33,12 @@ Strategy = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Skip the race: probe, last-k, thaw, norm, lora, adapter or full."),
 ]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODE", help="Of reading and training: fp32, bf16, or auto, which measures on this machine (default)."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="A new folder for the run.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
@@ -43,6 +50,21 @@ Set = Annotated[
         help="Any field of the recipe by its path, such as train.batch_size=64. Repeatable.",
     ),
 ]
+
+
+def with_precision(overrides: list[str] | None, precision: str | None) -> list[str]:
+    """The overrides of --set, with --precision among them.
+
+    Raises:
+        ConfigError: no mode has that name.
+    """
+    from regraft.errors import ConfigError, suggest
+
+    if precision is None:
+        return overrides or []
+    if precision not in PRECISIONS:
+        raise ConfigError(f"--precision: must be fp32, bf16 or auto, got {precision!r}{suggest(precision, PRECISIONS)}")
+    return [*(overrides or []), f"probe.precision={precision}"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -197,6 +197,11 @@ def test_a_missing_recipe_names_the_nearest_file(refused, tmp_path):
     assert said == f"recpie.yaml does not exist in {tmp_path}; did you mean 'recipe.yaml'?"
 
 
+def test_an_unknown_precision_is_refused_with_the_nearest(refused, tmp_path):
+    said = refused("adapt", "wine", "--precision", "bf15", "--out", tmp_path / "run")
+    assert said == "--precision: must be fp32, bf16 or auto, got 'bf15'; did you mean 'bf16'?"
+
+
 def test_options_beside_a_recipe_are_refused(refused, tmp_path):
     (tmp_path / "recipe.yaml").write_text("data: {main: {path: wine}}\nmodels: {main: {}}\n")
     said = refused("adapt", tmp_path / "recipe.yaml", "--budget", "3m")

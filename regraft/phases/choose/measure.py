@@ -14,7 +14,7 @@ from regraft.errors import BudgetError, ConfigError, suggest
 from regraft.models.graft import Graft
 from regraft.phases.choose.features import Features, all_features
 from regraft.phases.choose.fit import fit_head
-from regraft.phases.choose.plan import choose_precision
+from regraft.phases.choose.precision import choose_precision
 from regraft.phases.choose.probe import Heights
 from regraft.phases.choose.rules import STRATEGIES
 from regraft.phases.job import Job
@@ -32,9 +32,10 @@ def measure(job: Job) -> None:
     if spec.strategy is not None and spec.strategy not in STRATEGIES:
         raise ConfigError(f"--strategy: no strategy is called {spec.strategy!r}{suggest(spec.strategy, STRATEGIES)}")
     probe = spec.probe or ProbeSpec()
-    if probe.precision != "auto":
+    if spec.reasons or (spec.race is not None and probe.precision != "auto"):  # measured before, or written by hand
         return
-    precision, reason = _precision(job)
+    sample = encode_split(job.dataset, "train", job.materials.preprocessor, rows=_some_rows(job, 64))
+    precision, reason = choose_precision(job.base, sample, asked=probe.precision)
     probe = probe.replaced(precision=precision)
     reasons = [reason]
     data = spec.main_data()
@@ -57,11 +58,6 @@ def augmented_views(job: Job, rows: int) -> int:
         return 0
     asked = (job.spec.probe or ProbeSpec()).views
     return asked if asked is not None else USUAL_VIEWS * (rows <= FEW_IMAGES)
-
-
-def _precision(job: Job) -> tuple[Precision, str]:
-    sample = encode_split(job.dataset, "train", job.materials.preprocessor, rows=_some_rows(job, 64))
-    return choose_precision(job.base, sample)
 
 
 def _some_rows(job: Job, count: int) -> np.ndarray:

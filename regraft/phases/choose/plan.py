@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-from torch import nn
-
 from regraft.config.recipe import CandidateSpec, RaceSpec
-from regraft.core.descent import Precision
-from regraft.core.forward import inputs_of
-from regraft.core.modes import eval_mode
-from regraft.core.values import Loss
-from regraft.data.encoded import Encoded
 from regraft.errors import BudgetError
 from regraft.phases.choose.rules import RELATIVE_COST, Facts, candidate, order
 
@@ -32,43 +22,6 @@ class Speed:
     forward_s: float  # seconds a row of the forward pass
     step_s: float  # seconds of a full training step
     batch_size: int
-
-
-def choose_precision(model: nn.Module, encoded: Encoded) -> tuple[Precision, str]:
-    """fp32 or bf16, whichever runs the model's forward pass faster; bf16 only when it is at least 3 % faster."""
-    if encoded.inputs[0] == "x":
-        return "fp32", "precision fp32: the network is small"
-    batch = encoded.collate(np.arange(min(16, len(encoded))))
-    inputs = {key: batch[key] for key in inputs_of(model)}
-
-    def once(enabled: bool) -> float:
-        begin = time.perf_counter()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            model(**inputs)
-        return time.perf_counter() - begin
-
-    with eval_mode(model), torch.inference_mode():
-        once(False)
-        once(True)
-        times = [(once(False), once(True)) for _ in range(2)]
-    plain, half = min(a for a, _ in times), min(b for _, b in times)
-    verdict: Precision = "bf16" if half < 0.97 * plain else "fp32"
-    return (
-        verdict,
-        f"precision {verdict}: a forward pass takes {half * 1e3:.1f} ms in bf16 and {plain * 1e3:.1f} ms in fp32",
-    )
-
-
-def measure_step(loss_fn: Callable[[], Loss], parameters: Sequence[nn.Parameter], repeats: int = 3) -> float:
-    """Median seconds of forward and backward pass; gradients are dropped again."""
-    times: list[float] = []
-    for _ in range(repeats + 1):
-        begin = time.perf_counter()
-        loss_fn().value.backward()
-        times.append(time.perf_counter() - begin)
-        for parameter in parameters:
-            parameter.grad = None
-    return sorted(times[1:])[repeats // 2]
 
 
 def make_race(facts: Facts, speed: Speed, *, seconds: float, only: str | None = None) -> tuple[RaceSpec, list[str]]:

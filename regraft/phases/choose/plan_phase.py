@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from regraft.config.recipe import RaceSpec
-from regraft.core.forward import inputs_of
+from regraft.core.descent import Precision
+from regraft.core.forward import called_on
 from regraft.core.modes import set_trainable, train_mode
 from regraft.core.values import Clock
 from regraft.losses.supervised import objective_for
 from regraft.models.blocks import blocks, layer_groups
 from regraft.models.graft import Graft
 from regraft.models.standard import StandardHead
-from regraft.phases.choose.plan import Speed, make_race, measure_step
+from regraft.phases.choose.plan import Speed, make_race
+from regraft.phases.choose.precision import asked_for, choose_for_training
 from regraft.phases.choose.probe_phase import load_heads, with_probe
 from regraft.phases.choose.rules import Facts, candidate
 from regraft.phases.job import Job
@@ -32,10 +35,11 @@ def plan_phase(job: Job) -> RaceSpec:
             speed, left = Speed(forward_s=0.0, step_s=0.0, batch_size=32), 0.0
             race, reasons = make_race(facts, speed, seconds=0.0, only="probe")
         else:
-            speed = _speed(job, facts)
+            facts, speed, sentences = _speed(job, facts)
             budget = job.spec.budget_s if job.spec.budget_s is not None else 600.0
             left = budget - job.elapsed - _time_to_finish(job, speed)
             race, reasons = make_race(facts, speed, seconds=left, only=job.spec.strategy)
+            reasons = [*sentences, *reasons]
         for sentence in reasons:
             job.reporter.say(sentence)
         job.use(job.spec.replaced(race=race, reasons=(*job.spec.reasons, *reasons)))
@@ -62,8 +66,11 @@ def _facts(job: Job) -> Facts:
     )
 
 
-def _speed(job: Job, facts: Facts) -> Speed:
-    """Seconds of a full training step and of a row's forward pass, measured on the model with the probe's head."""
+def _speed(job: Job, facts: Facts) -> tuple[Facts, Speed, list[str]]:
+    """Seconds of a full training step and of a row's forward pass, measured on the model with the probe's head.
+
+    The facts come back with the precision that steps are faster in, and a sentence about it, where both were measured.
+    """
     options = candidate("full", facts, steps=1, why="").train
     model = with_probe(job, load_heads(job)["chosen"])
     encoded, targets = job.materials.encoded("train"), job.materials.targets("train")
@@ -76,15 +83,25 @@ def _speed(job: Job, facts: Facts) -> Speed:
     set_trainable(model, [name for name, _ in model.named_parameters() if name not in stem])
     train_mode(model)
 
-    def once() -> Any:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.precision == "bf16"):
-            return objective(model, batch, Clock(0, 1))
+    def step(precision: Precision) -> float:
+        begin = time.perf_counter()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            loss = objective(model, batch, Clock(0, 1))
+        loss.value.backward()
+        seconds = time.perf_counter() - begin
+        model.zero_grad(set_to_none=True)
+        return seconds
 
-    step = measure_step(once, list(model.parameters()))
+    if facts.precision == "bf16" and asked_for("bf16") not in job.spec.reasons:
+        precision, step_s, sentence = choose_for_training(step)
+        facts, sentences = replace(facts, precision=precision), [sentence]
+    else:
+        step_s, sentences = statistics.median([step(facts.precision) for _ in range(4)][1:]), []
     begin = time.perf_counter()
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=job.precision == "bf16"):
-        model(**{key: batch[key] for key in inputs_of(model)})
-    return Speed(forward_s=(time.perf_counter() - begin) / len(rows), step_s=1.1 * step, batch_size=options.batch_size)
+        model(**called_on(model, batch))
+    forward_s = (time.perf_counter() - begin) / len(rows)
+    return facts, Speed(forward_s=forward_s, step_s=1.1 * step_s, batch_size=options.batch_size), sentences
 
 
 def _time_to_finish(job: Job, speed: Speed) -> float:

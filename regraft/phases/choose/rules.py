@@ -102,6 +102,7 @@ def _options(strategy: str, facts: Facts) -> TrainSpec:
             batch_size=128 if facts.rows > 2000 else 32,
             optimizer=parse_one({"AdamW": {"lr": 1e-3, "weight_decay": 0.05}}, "optimizer"),
             schedule=parse_one({"Cosine": {"warmup": 0.05}}, "schedule"),
+            precision=facts.precision,
         )
     rate = {"text": (1e-4, 5e-4), "image": (3e-4, 1e-3)}[facts.modality][light]
     return TrainSpec(
