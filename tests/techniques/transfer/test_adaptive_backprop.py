@@ -73,7 +73,7 @@ def test_tensors_that_cost_nothing_are_bought_even_where_nothing_is_left_to_spen
 
 
 class Attentive(nn.Module):
-    """A torch attention layer, whose projections are called by nobody, tied embeddings, and a gain outside of any layer."""
+    """A torch attention layer, whose projections are called by nobody, products without a layer around them, tied embeddings."""
 
     inputs = ("x",)
 
@@ -92,6 +92,7 @@ class Attentive(nn.Module):
     def forward(self, x):
         x = self.embedding(x)
         x = x + self.gain * self.attention(x, x, x, need_weights=False)[0]
+        x = x + (x @ x.transpose(1, 2)).softmax(-1) @ x
         return self.out(x + self.down(self.norm(self.up(x)).relu())).mean(1)
 
 
