@@ -22,6 +22,9 @@ from regraft.models.pooling import POOLS, pooled, require_pool, width
 from regraft.models.trace import call, tensors_in
 
 Read = tuple[int, str]  # a depth and how its output is pooled
+WORTH = (
+    0.05  # share of a batch's places that must be saved for its examples to share rows: masks and copies cost something
+)
 
 
 @contextmanager
@@ -132,7 +135,7 @@ class Graft(nn.Module):
     def outputs(self, places: Iterable[Boundary], inputs: Mapping[str, Tensor]) -> dict[int, Tensor]:
         """The outputs (N, ...) at these boundaries by depth; packed, those at padding are 0."""
         layout = layout_of(inputs[MASK]) if self.packing is not None and saves_rows(inputs) else None
-        if self.packing is None or layout is None or layout.rows[0] == layout.shape[0]:
+        if self.packing is None or layout is None or layout.saved < WORTH:
             with captured(self.backbone, places) as seen:
                 call(self.backbone, inputs)
             return seen
@@ -143,8 +146,8 @@ class Graft(nn.Module):
     def pack(self) -> None:
         """From now on examples share rows. ModelError, with the reason, where the backbone then gives other numbers.
 
-        Numbers agree to 1e-5 of the largest in eval mode; in training mode dropout draws other masks. A batch none of whose
-        examples would share a row is run as it is.
+        Numbers agree to 1e-5 of the largest in eval mode; in training mode dropout draws other masks. A batch in which less
+        than 5 % of the places would be saved is run as it is.
         """
         if MASK not in self.inputs or any(place.kind not in ("tokens", "causal") for place in self.boundaries):
             raise ModelError(f"packing: {self.name} does not read texts token by token; leave `packing` out")
@@ -168,11 +171,14 @@ class Graft(nn.Module):
 
     def all_features(self, *, pools: Iterable[str] | None = None, **inputs: Tensor) -> dict[Read, Tensor]:
         """Every boundary pooled in every way, from one forward pass: (depth, pool) -> (N, F) fp32; `pools` limits the ways."""
+        seen, mask = self.outputs(self.boundaries, inputs), inputs.get(MASK)
+        return {(depth, pool): pooled(seen[depth], pool, mask) for depth, pool in self.all_reads(pools)}
+
+    def all_reads(self, pools: Iterable[str] | None = None) -> dict[Read, int]:
+        """Every boundary pooled in every way, and how many features that gives; `pools` limits the ways."""
         wanted = None if pools is None else set(pools)
-        seen = self.outputs(self.boundaries, inputs)
-        mask = inputs.get(MASK)
         return {
-            (place.depth, pool): pooled(seen[place.depth], pool, mask)
+            (place.depth, pool): width(place.kind, place.channels, pool)
             for place in self.boundaries
             for pool in POOLS[place.kind]
             if wanted is None or pool in wanted or place.kind == "vector"
