@@ -6,6 +6,7 @@ Precision, accumulation, clipping and the learning-rate schedule live here and n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -75,12 +76,12 @@ class Descent:
 
     def gradients(self, loss_fn: LossFn, batch: Batch) -> Loss:
         """Fill `.grad` of the owned parameters with the gradient of the batch's mean loss, and of no others."""
-        self.optimizer.zero_grad(set_to_none=True)
-        device = self.params[0].device.type
+        for parameter in self.params:  # what optimizer.zero_grad does, without 10 us for its profiler range
+            parameter.grad = None
         losses: list[Loss] = []
         wanted = [p for p in self.params if p.requires_grad]  # a technique may pass over some of them for a while
         for part in split(batch, self.micro):
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            with self._mode():
                 loss = loss_fn(part)
             value = loss.value if self.micro == 1 else loss.value * loss.weight
             value.backward(inputs=wanted)  # pyright: ignore[reportUnknownMemberType]
@@ -90,6 +91,12 @@ class Descent:
             grads = [p.grad for p in self.params if p.grad is not None]
             torch._foreach_div_(grads, total)  # type: ignore[attr-defined]
         return mean(losses)
+
+    def _mode(self) -> AbstractContextManager[Any]:
+        """Autocast for bf16; nothing for fp32."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.params[0].device.type, dtype=torch.bfloat16)
 
     def apply(self, clock: Clock) -> None:
         """Clip, set the learning rates of this clock, and let the optimizer step."""

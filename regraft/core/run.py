@@ -81,9 +81,7 @@ class Run:
         if not self.pending:
             return
         rows: list[list[Tensor | float]] = [[loss.value, *loss.terms.values(), loss.weight] for _, loss in self.pending]
-        loss_device = self.pending[0][1].value.device
-        values = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=loss_device) for row in rows for v in row])
-        values = cast(list[float], values.tolist())  # pyright: ignore[reportUnknownMemberType]
+        values = read([value for row in rows for value in row])
         records: list[Record] = []
         for (step, loss), row in zip(self.pending, rows, strict=True):
             numbers, values = values[: len(row)], values[len(row) :]
@@ -103,3 +101,19 @@ class Run:
         """Everything the next step depends on, for a checkpoint."""
         self.flush()
         return run_state(self)
+
+
+def read(values: Sequence[Tensor | float]) -> list[float]:
+    """Numbers of tensors () on one device and of plain numbers, the tensors fetched in one transfer as fp32."""
+    found = [0.0 if isinstance(value, Tensor) else float(value) for value in values]
+    by_type: dict[torch.dtype, list[tuple[int, Tensor]]] = {}  # a conversion for each type, not for each number
+    for place, value in enumerate(values):
+        if isinstance(value, Tensor):
+            by_type.setdefault(value.dtype, []).append((place, value))
+    if by_type:
+        groups = list(by_type.values())
+        together = torch.cat([torch.stack([value for _, value in group]).float() for group in groups])
+        fetched = cast(list[float], together.tolist())  # pyright: ignore[reportUnknownMemberType]
+        for (place, _), number in zip([pair for group in groups for pair in group], fetched, strict=True):
+            found[place] = number
+    return found

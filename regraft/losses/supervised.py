@@ -12,10 +12,9 @@ from regraft.errors import ConfigError
 def cross_entropy(model: nn.Module, batch: Batch, clock: Clock) -> Loss:
     """Mean cross-entropy in nats of logits (N, C) against class ids `y` (N,); rows with y = -1 do not count."""
     logits, target = forward(model, batch).float(), batch["y"]
-    known = target >= 0
-    count = known.sum().clamp(min=1)
+    count = (target >= 0).sum().clamp(min=1)
     value = F.cross_entropy(logits, target, ignore_index=-1, reduction="sum") / count
-    accuracy = ((logits.detach().argmax(-1) == target) & known).sum() / count
+    accuracy = (logits.detach().argmax(-1) == target).sum() / count  # no class is called -1
     return Loss(value, count, {"accuracy": accuracy})
 
 

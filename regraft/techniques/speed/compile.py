@@ -202,7 +202,6 @@ class Compile(Technique):
     """
 
     wraps: ClassVar[frozenset[str]] = frozenset({"hooks"})
-    place: ClassVar[Literal["inner", "middle", "outer"]] = "outer"  # its hook acts last: what it times is what will run
 
     when: Literal["repaid", "always"] = Field(default="repaid")
 
@@ -225,4 +224,4 @@ class Compile(Technique):
                 f"Compile: the step of stage {stage.name!r} calls parts of the {type(stage.model).__name__} in a way of its own, "
                 "so a compiled forward would have no effect; drop Compile"
             )
-        return replace(stage, hooks=(*stage.hooks, Switch(self)))
+        return replace(stage, hooks=(*stage.hooks, Switch(self)))  # last: what it times is what will run
