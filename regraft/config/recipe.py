@@ -69,6 +69,9 @@ class TrainSpec(Spec):
     precision: Literal["fp32", "bf16"] = "fp32"
     steady: bool = False  # train the weights in eval mode: dropout off, running statistics still
     augment: bool = False  # images: small random crops, shifts and changes of brightness
+    views: int | None = Field(
+        default=None, ge=2
+    )  # with augment: as many fixed looks of each image, which can be stored; default a new one each time
     flip: bool = False  # images: mirror at random; only where left and right mean the same
 
 

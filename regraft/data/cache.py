@@ -7,14 +7,23 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from regraft.errors import ConfigError, DataError
+from regraft.errors import ConfigError, DataError, suggest
 
 CHUNK = 1 << 20
+KINDS = {  # folder of the cache -> what is in it
+    "encoded": "splits too large for memory, encoded for a model",
+    "hashes": "hashes of files, by size and time of change",
+    "samples": "embedded samples, written as ordinary files",
+    "stores": "results of frozen networks, by weights, cut, precision and data",
+    "tables": "files that were read, as memory-mapped tables",
+    "units": "which rows belong together, for splits",
+}
 
 
 def cache_folder(*parts: str) -> Path:
@@ -68,15 +77,60 @@ class Entry:
             self.path.unlink(missing_ok=True)
 
 
-def entries_of(folder: Path) -> list[Entry]:
-    """What a folder of the cache holds, in the order of names; what is just being made is left out."""
+def entries_of(folder: Path, *, unfinished: bool = False) -> list[Entry]:
+    """What a folder of the cache holds, in the order of names; what is just being made only if asked."""
     found: list[Entry] = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.name.startswith(".") or ".part-" in path.name:
+        if not unfinished and (path.name.startswith(".") or ".part-" in path.name):
             continue
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
         found.append(Entry(path, sum(file.stat().st_size for file in files), path.stat().st_mtime))
     return found
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A folder of the cache."""
+
+    name: str
+    what: str
+    entries: int
+    num_bytes: int
+
+
+def kinds(name: str | None = None, *, unused_days: float = 0.0) -> list[Kind]:
+    """What the cache holds, kind by kind; of one kind, or only what was not used for some days, if asked.
+
+    Raises:
+        ConfigError: there is no such kind.
+    """
+    chosen = {kind: _unused(kind, unused_days) for kind in _named(name)}
+    return [Kind(kind, KINDS[kind], len(found), sum(e.num_bytes for e in found)) for kind, found in chosen.items()]
+
+
+def clear(name: str | None = None, *, unused_days: float = 0.0) -> tuple[int, int]:
+    """Remove what `kinds` counts, and what writers that were killed left behind; returns entries and bytes removed.
+
+    Raises:
+        ConfigError: there is no such kind.
+    """
+    removed, freed = 0, 0
+    for kind in _named(name):
+        for entry in _unused(kind, unused_days, unfinished=True):
+            entry.remove()
+            removed, freed = removed + 1, freed + entry.num_bytes
+    return removed, freed
+
+
+def _named(name: str | None) -> list[str]:
+    if name is not None and name not in KINDS:
+        raise ConfigError(f"the cache has no kind {name!r}{suggest(name, KINDS)}")
+    return [name] if name is not None else sorted(KINDS)
+
+
+def _unused(kind: str, days: float, *, unfinished: bool = False) -> list[Entry]:
+    latest = time.time() - 86_400 * days
+    return [entry for entry in entries_of(cache_folder(kind), unfinished=unfinished) if entry.used <= latest]
 
 
 def key_of(*parts: object) -> str:

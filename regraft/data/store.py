@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Store:
     columns: Mapping[str, Column]
     kept: int
     rounding: float = 0.0  # largest error of a stored value, as a share of its column's largest value
+    place: Path | None = None  # the folder it is mapped from; None: in memory
 
     @property
     def num_bytes(self) -> int:
@@ -94,6 +95,7 @@ def fill(
     *,
     keeping: Keeping,
     precision: Precision,
+    progress: Callable[[int], None] = lambda rows: None,
 ) -> list[Store]:
     """The results of a function for the first examples, as many as fit, all from one pass; a store for each of `wanted`.
 
@@ -105,9 +107,11 @@ def fill(
         wanted: the stores. In a folder a store is opened instead if it is there.
         keeping: where, in which type, and how many bytes they may have together.
         precision: of the pass.
+        progress: called with the number of rows done since the last call.
 
     Raises:
-        RunError: the folder cannot be written; or it holds a store that something else made, or that is damaged.
+        RunError: the folder holds a store that something else made, or that is damaged. Where it cannot be written, the stores
+            are in memory; their `place` says so.
     """
     sample = _sample(model, function, encoded, precision)
     kept = _fitting(sample, encoded.lengths, keeping)
@@ -118,26 +122,22 @@ def fill(
     missing = [n for n in range(len(wanted)) if n not in stores]
     if not missing:
         return [stores[n] for n in range(len(wanted))]
+    sizes = encoded.lengths[:kept]
     try:
         fillings = {
-            n: Filling.begin(
-                sample, wanted[n].columns, encoded.lengths[:kept], half=keeping.half, folder=places[n].beside
-            )
+            n: Filling.begin(sample, wanted[n].columns, sizes, half=keeping.half, folder=places[n].beside)
             for n in missing
         }
 
         def keep(rows: np.ndarray, batch: Batch, found: Mapping[str, Tensor]) -> None:
             for filling in fillings.values():
                 filling.put(rows, batch, found)
+            progress(len(rows))
 
         each_batch(model, encoded, function, keep, precision=precision, rows=np.arange(kept))
         for n, filling in fillings.items():
-            stores[n] = Store(filling.columns, kept, filling.rounding)
-            _publish(stores[n], places[n])
-    except OSError as error:
-        raise RunError(
-            f"the store of frozen results cannot be written to {keeping.folder}: {error.strerror or error}"
-        ) from error
+            made = Store(filling.columns, kept, filling.rounding)
+            stores[n] = _published(made, places[n]) if filling.mapped else made
     finally:
         for place in places:
             if place.beside is not None:
@@ -215,6 +215,7 @@ class Filling:
     """Columns on their way to being full."""
 
     columns: dict[str, Column]
+    mapped: bool  # in files
     rounding: float = 0.0
     largest: dict[str, float] = field(default_factory=dict[str, float])
 
@@ -222,20 +223,25 @@ class Filling:
     def begin(
         cls, sample: Sample, names: Sequence[str], lengths: np.ndarray, *, half: bool, folder: Path | None
     ) -> Filling:
-        """Empty columns for some of the results of examples of these lengths (K,)."""
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+        """Empty columns for some of the results of examples of these lengths (K,); in memory where the folder has no room."""
         starts = np.append(0, np.cumsum(lengths, dtype=np.int64))
-        columns: dict[str, Column] = {}
-        for number, name in enumerate(names):
-            value = sample.found[name]
-            ragged = name in sample.ragged
-            shape = (int(starts[-1]), *value.shape[2:]) if ragged else (len(lengths), *value.shape[1:])
-            dtype = torch.bfloat16 if half and value.dtype in HALVED else value.dtype
-            file = None if folder is None else folder / f"{number}.bin"
-            columns[name] = Column(_empty(shape, dtype, file), value.dtype, starts if ragged else None)
-        return cls(columns)
+        try:
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+            made: dict[str, Column] = {}
+            for number, name in enumerate(names):
+                value, ragged = sample.found[name], name in sample.ragged
+                shape = (int(starts[-1]), *value.shape[2:]) if ragged else (len(lengths), *value.shape[1:])
+                dtype = torch.bfloat16 if half and value.dtype in HALVED else value.dtype
+                file = None if folder is None else folder / f"{number}.bin"
+                made[name] = Column(_empty(shape, dtype, file), value.dtype, starts if ragged else None)
+        except OSError:
+            if folder is None:
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            return cls.begin(sample, names, lengths, half=half, folder=None)
+        return cls(made, mapped=folder is not None)
 
     def put(self, rows: np.ndarray, batch: Batch, found: Mapping[str, Tensor]) -> None:
         """Keep the results of a batch of examples `rows` (M,)."""
@@ -274,11 +280,11 @@ def _empty(shape: Sequence[int], dtype: torch.dtype, file: Path | None) -> Tenso
 # ---- folders
 
 
-def _publish(store: Store, place: Place) -> None:
-    """Write what the store is and move it to its place; where another process was faster, its store stays."""
+def _published(store: Store, place: Place) -> Store:
+    """Write what the store is and move it to its place, if it has one; where another process was faster, its store stays."""
     beside, final = place.beside, place.final
     if beside is None or final is None:
-        return
+        return store
     columns = {
         name: {
             "file": f"{number}.bin",
@@ -297,9 +303,13 @@ def _publish(store: Store, place: Place) -> None:
         "identity": _plain(place.identity), "columns": columns, "ragged": ragged, "kept": store.kept, "rounding": store.rounding,
         "starts": _sha256(beside / "starts.npy") if ragged else "",
     }  # fmt: skip
-    (beside / NOTES).write_text(json.dumps(notes, indent=1), encoding="utf-8")
-    if not final.exists():
-        beside.rename(final)
+    try:
+        (beside / NOTES).write_text(json.dumps(notes, indent=1), encoding="utf-8")
+        if not final.exists():
+            beside.rename(final)
+    except OSError:
+        return store  # its files are mapped, so it can be used although it cannot be found again
+    return replace(store, place=final)
 
 
 def open_store(place: Path, identity: Mapping[str, Any]) -> Store:
@@ -331,7 +341,7 @@ def open_store(place: Path, identity: Mapping[str, Any]) -> Store:
         columns[name] = Column(
             values.reshape(about["shape"]), getattr(torch, about["dtype"]), starts if name in notes["ragged"] else None
         )
-    return Store(columns, int(notes["kept"]), float(notes["rounding"]))
+    return Store(columns, int(notes["kept"]), float(notes["rounding"]), place)
 
 
 def _require_bytes(file: Path, digest: str, cure: str) -> None:

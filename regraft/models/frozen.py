@@ -86,13 +86,17 @@ class Frozen:
         """What decides the results of a tap: weights, structure, cut, precision and data. Only stores in a folder need it."""
         if id(encoded) not in self._keys:
             self._keys[id(encoded)] = (encoded, content_key(encoded) if self.keeping.folder else "")
-        return {
-            "weights": fingerprint(tap.tensors),
-            "structure": hashlib.sha256(tap.structure.encode()).hexdigest(),
-            "cut": [tap.stop, *tap.reads],
-            "precision": self.precision,
-            "data": self._keys[id(encoded)][1],
-        }
+        return identity_of(tap, self.precision) | {"data": self._keys[id(encoded)][1]}
+
+
+def identity_of(tap: Tap, precision: Precision) -> dict[str, Any]:
+    """What decides the results of a tap, but for the data: weights, structure, cut and precision."""
+    return {
+        "weights": fingerprint(tap.tensors),
+        "structure": hashlib.sha256(tap.structure.encode()).hexdigest(),
+        "cut": [tap.stop, *tap.reads],
+        "precision": precision,
+    }
 
 
 def columns_of(tap: Tap) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ class HeadAlone(nn.Module):
 class Split:
     """A model in two: the suffix on what the tap gives is the model, and it holds the very parameters that train."""
 
+    model: nn.Module  # what is tapped
     suffix: nn.Module
     tap: Tap
     writes: Mapping[str, str]  # column of the tap -> key the suffix takes it under
@@ -58,14 +59,16 @@ def split(model: nn.Module, batch: Batch) -> Split | None:
     """
     if isinstance(model, nn.Sequential):
         return _split_sequential(model)
+    if isinstance(model, Graft):
+        model = model.unpacked()  # what is stored is stored example by example
     if isinstance(model, Graft) and not trainable(model.backbone):
         tap = Tap(
             "head", (), tensors_of([model.backbone]), f"{model.reads} {structure_of({'backbone': model.backbone})}"
         )
-        return Split(suffix=HeadAlone(model), tap=tap, writes={tap.column: FEATURES})
+        return Split(model=model, suffix=HeadAlone(model), tap=tap, writes={tap.column: FEATURES})
     depth = _steady_depth(model, min(frozen_depth(model), len(blocks(model)) - 1), batch)
     parts = cut(model, depth, batch)
-    return Split(suffix=parts.suffix, tap=parts.tap, writes=parts.writes)
+    return Split(model=model, suffix=parts.suffix, tap=parts.tap, writes=parts.writes)
 
 
 def frozen_depth(model: nn.Module) -> int:
@@ -90,7 +93,7 @@ def _split_sequential(model: nn.Sequential) -> Split | None:
     prefix = model[:at]
     stop = list(model._modules)[at] if at < len(model) else ""
     tap = Tap(stop, (), tensors_of([prefix]), structure_of({"": prefix}))
-    return Split(suffix=model[at:], tap=tap, writes={tap.column: "x"})
+    return Split(model=model, suffix=model[at:], tap=tap, writes={tap.column: "x"})
 
 
 def acts_in_training(module: nn.Module) -> bool:

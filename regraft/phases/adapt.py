@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from regraft.config.recipe import CandidateSpec, RaceSpec
 from regraft.core.checkpoint import Checkpointer, load, load_newest, save
 from regraft.core.descent import Precision
-from regraft.core.forward import inputs_of
 from regraft.core.modes import eval_mode
 from regraft.losses.supervised import per_example_losses
 from regraft.models.graft import Graft
@@ -109,21 +108,15 @@ def _track(job: Job) -> Track:
 def _training_flops(job: Job, runner: Runner, steps: int) -> float:
     """Counted FLOPs of training steps: those of one step of the winner on four examples, times the units of all steps."""
     stage = runner.trainer.recipe.stages[-1]
-    encoded = job.materials.encoded("train")
-    rows = np.arange(min(4, len(encoded)))
-    batch = encoded.collate(rows) | {
-        "y": job.materials.targets("train")[torch.from_numpy(rows)],
-        "id": torch.from_numpy(rows),
-    }
-    if not set(inputs_of(stage.model)) <= batch.keys():
-        return 0.0  # the stage reads stored activations, whose cost is not that of this batch
+    stage.prepare()
+    with torch.random.fork_rng(devices=[]):
+        batch = {key: value[:4] for key, value in next(iter(stage.source.batches(stage.model, 0))).items()}
     from regraft.core.values import Clock
 
-    stage.prepare()
     with eval_mode(stage.model):  # counting must not move running statistics
         per_unit = step_flops(lambda: stage.objective(stage.model, batch, Clock(0, 1)).value, units(batch))
     stage.model.zero_grad(set_to_none=True)
-    mean_length = float(encoded.lengths.mean()) if "input_ids" in batch else 1.0
+    mean_length = float(job.materials.encoded("train").lengths.mean()) if "input_ids" in batch else 1.0
     return per_unit * mean_length * runner.spec.train.batch_size * steps
 
 

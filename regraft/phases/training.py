@@ -20,7 +20,8 @@ from regraft.core.run import Log
 from regraft.core.train import advance, start
 from regraft.data.augment import Augment
 from regraft.data.encoded import Encoded
-from regraft.data.sources import Examples
+from regraft.data.sources import Examples, Views
+from regraft.errors import ConfigError
 from regraft.losses.supervised import objective_for, per_example_losses
 from regraft.optim.build import DescentBuilder
 from regraft.optim.optimizers import Optimizer
@@ -42,7 +43,9 @@ def builder(options: TrainSpec) -> DescentBuilder:
 
 def examples(encoded: Encoded, targets: Tensor | None, options: TrainSpec, *, seed: int) -> Examples:
     """Training batches of encoded examples, augmented if the options say so."""
-    augment = usual_augment(flip=options.flip) if options.augment else None
+    augment = Views(usual_augment(flip=options.flip), options.views) if options.augment else None
+    if options.views is not None and augment is None:
+        raise ConfigError("train.views says how many augmented looks of an image are drawn, so it needs train.augment: true")
     return Examples(encoded, targets, batch_size=options.batch_size, seed=seed, augment=augment)
 
 

@@ -16,7 +16,11 @@ from regraft.data.augment import Augment
 from regraft.data.encoded import Encoded
 from regraft.data.images import EncodedImages
 from regraft.data.sources import look
+from regraft.data.store import Keeping, Wanted, fill
 from regraft.data.sweep import sweep
+from regraft.models.frozen import content_key, identity_of
+from regraft.models.graft import Graft
+from regraft.models.tap import Tap, stored_key, structure_of, tensors_of
 
 Read = tuple[int, str]  # a depth and how its output is pooled
 Features = dict[Read, Tensor]  # (N, F) each, rows in the order of the encoded examples
@@ -37,6 +41,7 @@ def all_features(
     *,
     precision: Precision,
     pools: Iterable[str] | None = None,
+    keeping: Keeping | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Features:
     """Features of all N examples at every boundary of the model, in fp32.
@@ -46,16 +51,36 @@ def all_features(
         encoded: the examples.
         precision: bf16 runs the forward pass under autocast.
         pools: the ways of pooling wanted; default all.
+        keeping: a folder from which features are taken that an earlier run has left there, and where these are left for a
+            later one, if they fit. Default: they are computed.
         progress: called with the number of rows done since the last call.
     """
+    wanted = None if pools is None else sorted(set(pools))
 
     def compute(own: nn.Module, batch: dict[str, Tensor]) -> Features:
         inputs = called_on(own, batch)
         read = getattr(own, "all_features", None)
-        found = {LAST: cast(Readable, own).features(**inputs)} if read is None else read(pools=pools, **inputs)
+        found = {LAST: cast(Readable, own).features(**inputs)} if read is None else read(pools=wanted, **inputs)
         return {key: value.float() for key, value in found.items()}
 
-    return sweep(model, encoded, compute, precision=precision, progress=progress)
+    if keeping is None or not isinstance(model, Graft):
+        return sweep(model, encoded, compute, precision=precision, progress=progress)
+    widths = model.all_reads(wanted)
+    if 4 * len(encoded) * sum(widths.values()) > keeping.max_bytes:
+        return sweep(model, encoded, compute, precision=precision, progress=progress)
+
+    def named(own: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {stored_key(read): value for read, value in compute(own, batch).items()}
+
+    names = {stored_key(read): read for read in widths}
+    structure = f"packed {model.packing is not None} {structure_of({'backbone': model.backbone})}"
+    tap = Tap("head", (), tensors_of([model.backbone]), structure)
+    identity = identity_of(tap, precision) | {"data": content_key(encoded)}
+    store = fill(
+        model, named, encoded, [Wanted(columns=tuple(names), identity=identity)],
+        keeping=keeping, precision=precision, progress=progress,
+    )[0]  # fmt: skip
+    return {read: store.columns[name].values for name, read in names.items()}
 
 
 def head_features(model: nn.Module, encoded: Encoded, *, precision: Precision) -> Tensor:

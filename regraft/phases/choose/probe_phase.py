@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from regraft.config.recipe import ProbeSpec
+from regraft.data.cache import cache_folder, trim
 from regraft.data.encoded import Encoded
 from regraft.data.images import EncodedImages
+from regraft.data.store import Keeping
 from regraft.models.graft import Graft
 from regraft.phases.choose.features import LAST, AugmentedView, Features, Read, all_features
 from regraft.phases.choose.fit import Head
@@ -32,6 +34,7 @@ from regraft.phases.training import Valid, error_of, usual_augment
 
 HEADS = ("chosen", "last", "chosen_all", "last_all")  # fitted on train; and again on train and valid
 MOST_STEPS_AGAIN = 25  # of the second fit, which starts from the first
+MOST_BYTES = 2 << 30  # of a split's features that are left in the cache for a later run
 FEWEST_HELD_OUT = 500  # validation rows from which on they choose the penalty
 
 
@@ -42,7 +45,7 @@ def probe_phase(job: Job) -> dict[str, Any]:
         return done
     with job.phase("probe", "one forward pass of the frozen model, heads on every height") as meter:
         features = {name: read_features(job, name) for name in ("train", "valid")}
-        meter.flops = _flops(job, ("train", "valid"))
+        meter.flops = _flops(job, job.found.pop("rows_read", {}))
         options = job.spec.probe or ProbeSpec()
         choice = choose_heights(
             features["train"],
@@ -60,6 +63,7 @@ def probe_phase(job: Job) -> dict[str, Any]:
         meter.judge(*_gate(job, judged))
         save_heads(job, heads)
         job.found["features"] = best_depth(choice.curve, features["train"])
+        trim(cache_folder("stores"))
     notes = {
         "curve": list(choice.curve),
         "compared": list(choice.compared),
@@ -153,28 +157,42 @@ def best_depth(curve: Any, features: Features) -> Tensor:
 
 
 def read_features(job: Job, split: str, encoded: Encoded | None = None) -> Features:
-    """Features of a split, or of another encoding of it, at all boundaries that the recipe wants compared."""
+    """Features of a split, or of another encoding of it, at all boundaries that the recipe wants compared.
+
+    What an earlier run over the same data has left in the cache is not computed again; `job.found["rows_read"]` counts the rows
+    that were, by split.
+    """
     encoded = encoded if encoded is not None else job.materials.encoded(split)
     job.reporter.begin(f"reading {split}", len(encoded), "rows")
+    counts: dict[str, int] = job.found.setdefault("rows_read", {})
+
+    def progress(rows: int) -> None:
+        counts[split] = counts.get(split, 0) + rows
+        job.reporter.advance(rows)
+
     last_only = job.spec.probe is not None and job.spec.probe.depths == "last"
     features = all_features(
         job.base,
         encoded,
         precision=job.precision,
         pools=("mean",) if last_only else None,
-        progress=job.reporter.advance,
+        keeping=Keeping(max_bytes=MOST_BYTES, folder=cache_folder("stores")),
+        progress=progress,
     )
     job.reporter.end()
+    if split not in counts:
+        job.reporter.say(f"the features of {split} are those that an earlier run over the same data has left in the cache")
     return features
 
 
-def _flops(job: Job, splits: tuple[str, ...]) -> float:
-    """Counted FLOPs of one forward pass over splits: FLOPs a unit on one batch, times the units."""
+def _flops(job: Job, rows_read: dict[str, int]) -> float:
+    """Counted FLOPs of the forward passes over splits: FLOPs a unit on one batch, times the units of the rows that were read."""
     total = 0.0
-    for split in splits:
+    for split, rows in rows_read.items():
         encoded = job.materials.encoded(split)
         batch = encoded.collate(np.arange(min(4, len(encoded))))
-        total += forward_flops(job.base, batch) * (int(encoded.lengths.sum()) if "input_ids" in batch else len(encoded))
+        units = float(encoded.lengths.mean()) if "input_ids" in batch else 1.0
+        total += forward_flops(job.base, batch) * units * rows
     return total
 
 

@@ -16,6 +16,7 @@ from regraft.errors import ConfigError, suggest
 STRATEGIES = ("probe", "last-k", "thaw", "norm", "lora", "adapter", "full")
 RELATIVE_COST = {"last-k": 0.55, "thaw": 0.7, "norm": 0.8, "lora": 0.85, "adapter": 0.85, "full": 1.0}  # of a full step
 FEW_ROWS = 1000
+PARTLY_FROZEN, STORED_FROM = ("last-k", "thaw"), 2  # strategies with a frozen prefix; epochs from which a store of it pays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +77,12 @@ def candidate(strategy: str, facts: Facts, *, steps: int, why: str) -> Candidate
         return CandidateSpec(
             name="probe", steps=0, why="the baseline: a head on frozen features, fitted to convergence"
         )
-    techniques = tuple(parse_one(node, "technique") for node in _techniques(strategy, facts))
-    return CandidateSpec(name=strategy, steps=steps, techniques=techniques, train=_options(strategy, facts), why=why)
+    options = _options(strategy, facts)
+    nodes = _techniques(strategy, facts)
+    if not options.augment and strategy in PARTLY_FROZEN and steps * options.batch_size >= STORED_FROM * facts.rows:
+        nodes.append({"CachePrefix": {"keep": "disk"}})
+    techniques = tuple(parse_one(node, "technique") for node in nodes)
+    return CandidateSpec(name=strategy, steps=steps, techniques=techniques, train=options, why=why)
 
 
 def _techniques(strategy: str, facts: Facts) -> list[Any]:

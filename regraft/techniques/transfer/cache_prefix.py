@@ -86,7 +86,7 @@ def verify(model: nn.Module, parts: Split, batch: Batch) -> None:
         ModelError: they differ by more than 1e-5 of the largest output.
     """
     with evaluating(model, "fp32"), evaluating(parts.suffix, "fp32"):
-        columns = tapped(model, [parts.tap], called_on(model, batch))
+        columns = tapped(parts.model, [parts.tap], called_on(model, batch))
         stored = {parts.writes[name]: unpadded(value, batch) for name, value in columns.items()}
         whole, above = forward(model, batch), forward(parts.suffix, batch | stored)
     off, scale = float((whole - above).abs().max()), float(whole.abs().max())
@@ -104,12 +104,13 @@ class TellStore(Hook):
     at: int
 
     def on_end(self, run: Run) -> None:
-        """Examples and bytes that are kept, and what rounding cost as a share of the largest value."""
+        """Examples and bytes that are kept, whether on disk, and what rounding cost as a share of the largest value."""
         if run.log is None:
             return
         run.flush()
         for store in self.frozen.stores(self.at):
             numbers = {"store/examples": store.kept, "store/bytes": store.num_bytes, "store/rounding": store.rounding}
+            numbers["store/on_disk"] = int(store.place is not None)
             run.log.write([{"stage": run.stage.name, "step": run.clock.step, **numbers}])
 
 
@@ -159,7 +160,7 @@ class CachePrefix(Technique):
             parts, trained = found
             precision = precision_of(stage.update)
             frozen = shared.setdefault(
-                (stage.model, precision), Frozen(stage.model, [], keeping=keeping, precision=precision)
+                (stage.model, precision), Frozen(parts.model, [], keeping=keeping, precision=precision)
             )
             frozen.taps.append(parts.tap)
             stages.append(_above(stage, parts, trained, frozen, len(frozen.taps) - 1))
