@@ -138,6 +138,8 @@ def _sync(path: Path) -> None:
 
 
 def _without_tensors(value: object, path: str, tensors: dict[str, Tensor]) -> object:
+    if value is None or isinstance(value, str | int | float):  # almost all of it: the log of every step
+        return value
     if isinstance(value, Tensor):
         tensors[path] = value.detach()
         return {_TENSOR: path}
