@@ -87,15 +87,25 @@ def read_images(name: str, split: str, rows: int | None = None) -> tuple[list[An
 # ---- batches without regraft
 
 
-def length_buckets(lengths: np.ndarray, batch: int, *, seed: int, pool: int = 50) -> Iterator[np.ndarray]:
-    """The batches of an epoch: rows in random order, sorted by length within pools of `pool` batches, batches shuffled."""
+def length_buckets(
+    lengths: np.ndarray, batch: int, *, seed: int, pool: int = 50, real_share: float = 0.95
+) -> Iterator[np.ndarray]:
+    """The batches of an epoch: rows in random order, sorted by length within pools of batches, batches shuffled.
+
+    A pool has `pool` batches, doubled until `real_share` of the padded tokens are real or the pool is the whole epoch.
+    """
     draw = np.random.default_rng(seed)
     order = draw.permutation(len(lengths))
-    batches: list[np.ndarray] = []
-    for begin in range(0, len(order), batch * pool):
-        part = order[begin : begin + batch * pool]
-        part = part[np.argsort(-lengths[part], kind="stable")]
-        batches += [part[at : at + batch] for at in range(0, len(part), batch)]
+    while True:
+        batches: list[np.ndarray] = []
+        for begin in range(0, len(order), batch * pool):
+            part = order[begin : begin + batch * pool]
+            part = part[np.argsort(-lengths[part], kind="stable")]
+            batches += [part[at : at + batch] for at in range(0, len(part), batch)]
+        held = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
+        if batch * pool >= len(order) or lengths.sum() >= real_share * held:
+            break
+        pool *= 2
     yield from (batches[i] for i in draw.permutation(len(batches)))
 
 

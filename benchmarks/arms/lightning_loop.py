@@ -66,7 +66,7 @@ class Batches:
             yield self.data.inputs("train", rows, train=True), self.data.labels["train"][torch.from_numpy(rows)]
 
 
-def make_module(data: Any, options: argparse.Namespace) -> Any:
+def make_module(data: Any, options: argparse.Namespace, network: Any = None) -> Any:
     """The network with its loss and its optimizer."""
     import lightning.pytorch as pl
     import torch
@@ -77,7 +77,7 @@ def make_module(data: Any, options: argparse.Namespace) -> Any:
     class Classifier(pl.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.network = data.network()
+            self.network = data.network() if network is None else network
 
         def training_step(self, batch: Any, index: int) -> torch.Tensor:
             inputs, labels = batch
@@ -91,7 +91,7 @@ def make_module(data: Any, options: argparse.Namespace) -> Any:
     return Classifier()
 
 
-def make_trainer(options: argparse.Namespace, callbacks: list[Any]) -> Any:
+def make_trainer(options: argparse.Namespace, callbacks: list[Any], **more: Any) -> Any:
     """A Trainer that writes nothing."""
     import lightning.pytorch as pl
 
@@ -104,6 +104,7 @@ def make_trainer(options: argparse.Namespace, callbacks: list[Any]) -> Any:
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=callbacks,
+        **more,
     )
 
 

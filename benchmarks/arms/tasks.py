@@ -66,11 +66,12 @@ class Texts:
 
     ids: dict[str, list[list[int]]]
     labels: dict[str, Tensor]
+    classes: int | None = None  # default: those of the training rows
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
-        return int(self.labels["train"].max()) + 1
+        return self.classes if self.classes is not None else int(self.labels["train"].max()) + 1
 
     def lengths(self, split: str) -> np.ndarray:
         """Tokens of each text, (N,)."""
