@@ -47,7 +47,7 @@ def convolutions(dropout: float) -> nn.Module:
 
 ROWS = [
     Case(ActivationCheckpointing(blocks="all"), effect=False),
-    Case(AdaptiveBackprop(rho=0.5, every=2), neutral=AdaptiveBackprop(rho=1.0)),
+    Case(AdaptiveBackprop(rho=0.5, weigh=0.4), neutral=AdaptiveBackprop(rho=1.0)),
     Case(Adapter(width=4)),
     Case(CachePrefix(), network=half_frozen, effect=False),
     Case(ChannelsLast(), network=convolutions, effect=False),

@@ -26,6 +26,7 @@ from regraft.errors import ConfigError, Conflict
 
 GRAIN = 10_000  # parts of the budget in which costs are counted when tensors are chosen
 LOOK = 8  # examples that FLOPs are counted on: only their shares matter
+SEEN = 8  # steps, at the end of a weighing, whose contributions are added up
 TASKS = ("support_", "query_")  # roles whose columns are (T, M, ...): tasks of examples
 
 
@@ -220,22 +221,23 @@ def paused(parameters: Iterable[nn.Parameter]) -> Generator[None]:
 
 
 class AdaptiveUpdate(UpdateWrapper):
-    """Trains all tensors every so many steps to see what each contributes, and the best affordable ones in between.
+    """Trains all tensors for a while to see what each contributes, and then the best affordable ones; period by period.
 
     Between two steps everything requires gradients as ever, so hooks and other techniques see nothing of it.
     """
 
-    def __init__(self, base: Update, named: NamedParams, costs: Costs, *, rho: float, every: int) -> None:
+    def __init__(self, base: Update, named: NamedParams, costs: Costs, *, rho: float, weigh: int, period: int) -> None:
         """`named` are the K tensors to choose from, in the order of `costs`; what else `base` owns always trains."""
         super().__init__(base)
-        self.named, self.costs, self.rho, self.every = dict(named), costs, rho, every
+        self.named, self.costs, self.rho, self.weigh, self.period = dict(named), costs, rho, weigh, period
         self.done = 0
+        self.gains = np.zeros(len(self.named))  # of the steps seen in this weighing
         self.chosen: list[str] | None = None  # None: nothing has been found yet, so the next step weighs
 
     @property
     def weighing(self) -> bool:
         """Is this a step that trains everything, to weigh it?"""
-        return self.chosen is None or self.done % self.every == 0
+        return self.chosen is None or self.done % self.period < self.weigh
 
     def gradients(self, loss_fn: LossFn, batch: Batch) -> Loss:
         """Gradients of the tensors that train in this step."""
@@ -246,15 +248,23 @@ class AdaptiveUpdate(UpdateWrapper):
             return self.base.gradients(loss_fn, batch)
 
     def apply(self, clock: Clock) -> None:
-        """Change the parameters; after a weighing step choose those that train in the next ones."""
-        if self.weighing:
+        """Change the parameters; with the last step of a weighing choose those that train in the next ones."""
+        left = self.weigh - self.done % self.period  # steps of this weighing, this one included
+        if self.weighing and left <= SEEN:
             before = [p.detach().clone() for p in self.named.values()]
             self.base.apply(clock)
-            kept = affordable(self._gains(before), self.costs, self.rho)
-            self.chosen = [name for name, keep in zip(self.named, kept, strict=True) if keep] or None
+            self.gains += self._gains(before)
+            if left <= 1:
+                self._choose()
         else:
             self.base.apply(clock)
         self.done += 1
+
+    def _choose(self) -> None:
+        """What was seen decides; where nothing contributed anything, as at a rate of 0, the weighing goes on."""
+        kept = affordable(np.maximum(self.gains, 0.0), self.costs, self.rho)
+        self.chosen = [name for name, keep in zip(self.named, kept, strict=True) if keep] or None
+        self.gains = np.zeros(len(self.named))
 
     @torch.no_grad()
     def _gains(self, before: Sequence[Tensor]) -> np.ndarray:
@@ -268,16 +278,18 @@ class AdaptiveUpdate(UpdateWrapper):
             else old.new_zeros(())
             for p, old in zip(self.named.values(), before, strict=True)
         ]
-        return torch.stack(gains).clamp(min=0).double().cpu().numpy()  # read from the device at once
+        return torch.stack(gains).double().cpu().numpy()  # read from the device at once
 
     def state_dict(self) -> State:
-        """The wrapped update's state, the steps made and what trains."""
-        return {"base": self.base.state_dict(), "done": self.done, "chosen": self.chosen}
+        """The wrapped update's state, the steps made, what they contributed, and what trains."""
+        return {
+            "base": self.base.state_dict(), "done": self.done, "gains": self.gains.tolist(), "chosen": self.chosen
+        }  # fmt: skip
 
     def load_state_dict(self, state: State) -> None:
         """Take back what `state_dict` gave."""
         self.base.load_state_dict(state["base"])
-        self.done, self.chosen = state["done"], state["chosen"]
+        self.done, self.gains, self.chosen = state["done"], np.array(state["gains"]), state["chosen"]
 
 
 @dataclass(frozen=True)
@@ -286,8 +298,7 @@ class Adapting:
 
     base: UpdateBuilder
     stage: Stage[Any]  # before a stored prefix takes the place of a part of its model
-    rho: float
-    every: int
+    spec: AdaptiveBackprop
 
     def __call__(self, params: NamedParams) -> Update:
         """The update of these parameters.
@@ -303,41 +314,46 @@ class Adapting:
         with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
             costs = taped(self.stage.model, first_examples(self.stage)).costs(list(named.values()))
         least = costs.forward + float((costs.weight + costs.reach).min())
-        if least > self.rho * costs.whole:
+        if least > self.spec.rho * costs.whole:
             raise ConfigError(
                 f"AdaptiveBackprop.rho: must be at least {math.ceil(100 * least / costs.whole) / 100} for the "
                 f"{type(self.stage.model).__name__} of stage {self.stage.name!r}, whose forward pass is "
-                f"{costs.forward / costs.whole:.0%} of a step, got {self.rho}"
+                f"{costs.forward / costs.whole:.0%} of a step, got {self.spec.rho}"
             )
-        return AdaptiveUpdate(update, named, costs, rho=self.rho, every=self.every)
+        period = math.ceil(self.stage.steps / self.spec.rounds)
+        weigh = max(1, round(self.spec.weigh * period))
+        return AdaptiveUpdate(update, named, costs, rho=self.spec.rho, weigh=weigh, period=period)
 
 
 class AdaptiveBackprop(Technique):
     """Trains in each step only the tensors that lower the loss most for a share `rho` of the FLOPs of full fine-tuning.
 
-    GreenTrainer: Huang, Yang, Sun, Gao 2024, arXiv:2309.13192. Every `every` steps one step trains all tensors. It shows what
-    each contributes, its gradient times its change (section 3.1); then a knapsack over depth and price chooses the tensors of
-    the steps that follow. The paper derives FLOPs for each architecture, we count those of the model; it weighs once an epoch
-    and takes that step back, we keep it. Techniques that freeze choose first: `rho` is a share of training the whole network.
+    GreenTrainer: Huang, Yang, Sun, Gao 2024, arXiv:2309.13192. First all tensors train for a while, which shows what each
+    contributes: its gradient times its change (section 3.1). Then a knapsack over depth and price chooses those that train from
+    there on. The paper derives FLOPs for each architecture, we count those of the model; it weighs by a single step that it
+    takes back, we by a share of the steps, and keep them: they are the ones in which the lower layers move. Techniques that
+    freeze choose first: `rho` is a share of training the whole network.
 
-    Use it when full fine-tuning of a large model would take too long: at `rho` 0.5 a step takes half. Not when the lowest
-    layers have to move, which are reached only in the steps that weigh, or beside adapters, whose weights cost little anyway.
+    Use it when full fine-tuning of a large model would take too long. In all, a stage costs `weigh + rho (1 - weigh)` of it. Not
+    when the lowest layers have to move to the end, or before you have tried fewer steps of full fine-tuning, which save as much.
 
     Attributes:
         rho: FLOPs of a step as a share of one that trains everything; a third is the forward pass, so it must be above 0.34.
-        every: steps from one weighing to the next.
+        weigh: share of the steps in which everything trains and is weighed, at the beginning of each round.
+        rounds: equal parts of a stage, each with a weighing of its own.
 
     Example:
         ```yaml
         techniques:
-          - AdaptiveBackprop: {rho: 0.5}
+          - AdaptiveBackprop: {rho: 0.36, weigh: 0.25}
         ```
     """
 
     wraps: ClassVar[frozenset[str]] = frozenset({"update"})
 
     rho: float = Field(default=0.5, gt=0.34, le=1.0)
-    every: int = Field(default=12, ge=2)
+    weigh: float = Field(default=0.1, gt=0, lt=1)
+    rounds: int = Field(default=1, ge=1)
 
     def apply(self, recipe: Recipe) -> Recipe:
         """Wrap the update of every stage."""
@@ -349,4 +365,4 @@ class AdaptiveBackprop(Technique):
                 f"AdaptiveBackprop: the step of stage {stage.name!r} makes updates of its own, whose costs are not those of one "
                 "forward and one backward pass of the model; drop AdaptiveBackprop"
             )
-        return replace(stage, update=Adapting(stage.update, stage, self.rho, self.every))
+        return replace(stage, update=Adapting(stage.update, stage, self))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from itertools import product
 
@@ -25,6 +26,7 @@ from regraft.techniques.generative.gan import GAN
 from regraft.techniques.regularise.weight_average import WeightAverage
 from regraft.techniques.transfer.adaptive_backprop import (
     GRAIN,
+    SEEN,
     AdaptiveBackprop,
     AdaptiveUpdate,
     Costs,
@@ -186,7 +188,7 @@ def stepping(recipe):
 
 @pytest.mark.parametrize("rho", [0.4, 0.5, 0.7])
 def test_a_step_costs_its_share_of_a_whole_one(rho):
-    run, _ = stepping(compile(toy_recipe(network(), steps=20), [AdaptiveBackprop(rho=rho, every=5)]))
+    run, _ = stepping(compile(toy_recipe(network(), steps=20), [AdaptiveBackprop(rho=rho, weigh=0.05)]))
     flops = []
     for _ in range(5):
         with FlopCounterMode(display=False) as counter:
@@ -227,7 +229,7 @@ def test_between_weighings_only_what_was_chosen_moves_whatever_momentum_and_deca
     model = network()
     everything = {name for name, _ in model.named_parameters()}
     optimizer = AdamW(lr=0.01, weight_decay=0.1)
-    hook, update = watched(model, AdaptiveBackprop(rho=0.5, every=4), steps=8, optimizer=optimizer)
+    hook, update = watched(model, AdaptiveBackprop(rho=0.5, weigh=0.25, rounds=2), steps=8, optimizer=optimizer)
     assert hook.moved[0] == hook.moved[4] == everything
     first, second = hook.moved[1], hook.moved[5]
     assert all(moved == first for moved in hook.moved[2:4])
@@ -236,12 +238,12 @@ def test_between_weighings_only_what_was_chosen_moves_whatever_momentum_and_deca
 
 
 def test_no_graph_is_built_below_the_deepest_chosen_tensor():
-    hook, _ = watched(network(), AdaptiveBackprop(rho=0.5, every=3), steps=6)
+    hook, _ = watched(network(), AdaptiveBackprop(rho=0.5, weigh=0.3, rounds=2), steps=6)
     assert hook.built == [True, False, False, True, False, False]
 
 
 def test_between_steps_everything_requires_gradients_as_ever():
-    hook, _ = watched(network(), AdaptiveBackprop(rho=0.5, every=3))
+    hook, _ = watched(network(), AdaptiveBackprop(rho=0.5, weigh=0.3, rounds=2))
     assert hook.frozen == [[]] * 6
     model = network()
     with pytest.raises(RuntimeError, match="stop"), paused(model.parameters()):
@@ -257,7 +259,7 @@ def test_an_average_of_weights_holds_those_that_paused_too():
         def on_step(self, run, loss):
             path.append({name: p.detach().clone() for name, p in run.stage.model.named_parameters()})
 
-    adaptive = AdaptiveBackprop(rho=0.5, every=3)
+    adaptive = AdaptiveBackprop(rho=0.5, weigh=0.3)
     for model, techniques in ((plain, [adaptive]), (averaged, [adaptive, WeightAverage(kind="uniform", last=1.0)])):
         recipe = toy_recipe(model, steps=6)
         recipe = compile(replace(recipe, stages=recipe.stages[:1]), techniques)
@@ -269,7 +271,7 @@ def test_an_average_of_weights_holds_those_that_paused_too():
 
 def test_gains_add_up_to_what_a_small_step_takes_off_the_loss():
     model = network()
-    recipe = compile(toy_recipe(model, steps=4, optimizer=AdamW(lr=1e-5)), [AdaptiveBackprop(rho=0.5, every=2)])
+    recipe = compile(toy_recipe(model, steps=4, optimizer=AdamW(lr=1e-5)), [AdaptiveBackprop(rho=0.5, weigh=0.25)])
     run, update = stepping(recipe)
     batch = next(iter(run.stage.source.batches(model)))
     before = [p.detach().clone() for p in update.named.values()]
@@ -278,6 +280,34 @@ def test_gains_add_up_to_what_a_small_step_takes_off_the_loss():
     update.base.apply(run.clock)
     after = objective(model, batch, run.clock).value
     assert update._gains(before).sum() == pytest.approx(float((loss - after).detach()), rel=0.02)
+
+
+def test_contributions_are_added_up_over_the_last_steps_of_a_weighing():
+    recipe = compile(toy_recipe(network(), steps=40), [AdaptiveBackprop(rho=0.5, weigh=0.5)])
+    run, update = stepping(recipe)
+    seen, gains = [], update._gains
+
+    def noted(before):
+        seen.append((update.done, gains(before)))
+        return seen[-1][1]
+
+    update._gains = noted
+    advance(run, 30)
+    assert [step for step, _ in seen] == list(range(20 - SEEN, 20))
+    total = np.maximum(sum(gain for _, gain in seen), 0.0)
+    expected = affordable(total, update.costs, 0.5)
+    assert update.chosen == [name for name, keep in zip(update.named, expected, strict=True) if keep]
+
+
+@pytest.mark.parametrize("stop", range(1, 12))
+def test_a_run_resumed_within_a_round_goes_on_with_the_same_bits(stop):
+    technique = AdaptiveBackprop(rho=0.5, weigh=0.4, rounds=2)
+    whole, again = (compile(toy_recipe(network(0.2), steps=12), [technique]) for _ in range(2))
+    run = advance(start(whole), stop)
+    state = copy.deepcopy(run.state_dict())
+    advance(run)
+    fit(replace(again, stages=again.stages[:1]), resume=state)
+    assert differing(model_state(whole), model_state(again)) == []
 
 
 class LateStart(Schedule):
@@ -291,7 +321,7 @@ def test_a_step_that_moved_nothing_is_weighed_again():
     model = network()
     recipe = toy_recipe(model, steps=10)
     stage = replace(recipe.stages[0], update=replace(recipe.stages[0].update, schedule=LateStart()))
-    run, update = stepping(compile(replace(recipe, stages=(stage,)), [AdaptiveBackprop(rho=0.5, every=8)]))
+    run, update = stepping(compile(replace(recipe, stages=(stage,)), [AdaptiveBackprop(rho=0.5, weigh=0.1)]))
     advance(run, 2)
     assert update.weighing
     assert update.chosen is None
@@ -302,7 +332,7 @@ def test_a_step_that_moved_nothing_is_weighed_again():
 
 def test_parameters_of_an_objective_train_in_every_step():
     recipe = compile(
-        toy_recipe(network(), steps=4), [DANN(target="target", width=8), AdaptiveBackprop(rho=0.5, every=4)]
+        toy_recipe(network(), steps=4), [DANN(target="target", width=8), AdaptiveBackprop(rho=0.5, weigh=0.25)]
     )
     run, _ = stepping(recipe)
     advance(run, 1)
@@ -322,7 +352,7 @@ def test_a_frozen_part_counts_as_saved_already():
     for name, parameter in plain.named_parameters():
         parameter.requires_grad_(name.startswith("8"))
     adaptive, usual = toy_recipe(model, steps=4), toy_recipe(plain, steps=4)
-    adaptive = compile(adaptive, [AdaptiveBackprop(rho=0.5, every=2)])
+    adaptive = compile(adaptive, [AdaptiveBackprop(rho=0.5, weigh=0.25)])
     fit(adaptive)
     fit(usual)
     assert (
@@ -334,7 +364,7 @@ def test_a_frozen_part_counts_as_saved_already():
 
 
 def test_a_share_below_the_forward_pass_is_refused_when_the_stage_starts():
-    recipe = compile(toy_recipe(network(), steps=4), [AdaptiveBackprop(rho=0.35, every=2)])
+    recipe = compile(toy_recipe(network(), steps=4), [AdaptiveBackprop(rho=0.35, weigh=0.25)])
     with pytest.raises(
         ConfigError, match=r"AdaptiveBackprop\.rho: must be at least 0\.36 .* forward pass is 35% of a step, got 0\.35"
     ):
@@ -347,7 +377,7 @@ def test_a_step_with_updates_of_its_own_is_refused():
 
 
 def test_a_source_without_the_inputs_of_the_model_is_refused():
-    recipe = compile(toy.recipe(toy.stage(steps=4)), [AdaptiveBackprop(every=2)])
+    recipe = compile(toy.recipe(toy.stage(steps=4)), [AdaptiveBackprop(weigh=0.25)])
     recipe.stages[0].source.inputs = {"y": "id"}
     with pytest.raises(Conflict, match=r"reads 'x', but its source yields \['y'\]"):
         start(recipe)
