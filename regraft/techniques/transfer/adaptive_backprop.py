@@ -178,7 +178,7 @@ def affordable(importance: np.ndarray, costs: Costs, rho: float) -> np.ndarray:
     """(K,) bool: the tensors of the greatest total importance whose step costs at most `rho` of a whole one.
 
     A knapsack for each depth down to which the backward pass could go: with the deepest tensor given, the reach is paid for,
-    and what is left of the budget buys weight gradients (Huang et al. 2024, section 3.3, by dynamic programming over `GRAIN`
+    and what is left of the budget buys weight gradients (Huang et al. 2024, tensor selection, by dynamic programming over `GRAIN`
     parts of the budget, prices rounded up). Tensors without importance are left out.
     """
     budget = rho * costs.whole - costs.forward
@@ -329,7 +329,7 @@ class AdaptiveBackprop(Technique):
     """Trains in each step only the tensors that lower the loss most for a share `rho` of the FLOPs of full fine-tuning.
 
     GreenTrainer: Huang, Yang, Sun, Gao 2024, arXiv:2309.13192. First all tensors train for a while, which shows what each
-    contributes: its gradient times its change (section 3.1). Then a knapsack over depth and price chooses those that train from
+    contributes: minus its gradient times its change, the paper's I. Then a knapsack over depth and price chooses those that train from
     there on. The paper derives FLOPs for each architecture, we count those of the model; it weighs by a single step that it
     takes back, we by a share of the steps, and keep them: they are the ones in which the lower layers move. Techniques that
     freeze choose first: `rho` is a share of training the whole network.
