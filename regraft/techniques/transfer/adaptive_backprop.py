@@ -329,10 +329,10 @@ class AdaptiveBackprop(Technique):
     """Trains in each step only the tensors that lower the loss most for a share `rho` of the FLOPs of full fine-tuning.
 
     GreenTrainer: Huang, Yang, Sun, Gao 2024, arXiv:2309.13192. First all tensors train for a while, which shows what each
-    contributes: minus its gradient times its change, the paper's I. Then a knapsack over depth and price chooses those that train from
-    there on. The paper derives FLOPs for each architecture, we count those of the model; it weighs by a single step that it
-    takes back, we by a share of the steps, and keep them: they are the ones in which the lower layers move. Techniques that
-    freeze choose first: `rho` is a share of training the whole network.
+    contributes: minus its gradient times its change, the paper's I. Then a knapsack over depth and price chooses those that
+    train from there on. The paper derives FLOPs for each architecture, we count those of the model; it weighs by a single step
+    that it takes back, we by a share of the steps, and keep them: they are the ones in which the lower layers move.
+    Techniques that freeze choose first: `rho` is a share of training the whole network.
 
     Use it when full fine-tuning of a large model would take too long. In all, a stage costs `weigh + rho (1 - weigh)` of it. Not
     when the lowest layers have to move to the end, or before you have tried fewer steps of full fine-tuning, which save as much.
