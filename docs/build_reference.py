@@ -49,6 +49,33 @@ FAMILIES = {
     ),
 }
 
+PRETRAINED = """## Pretrained models
+
+A pretrained model is named instead: a hub id, a folder, or `minilm`. Encoders of text and images are read block by block, and
+so are decoders of text (Llama, GPT-2, Qwen, ...), without their language-model head: tokens are padded on the right and pooled
+by `mean`, `max` or `last`, the last real token, which is the only one that has seen the whole text; an encoder has `first`
+instead. Encoder-decoders are refused.
+
+```yaml
+models: {main: {name: minilm, depths: [4, 6], pools: [mean, max]}}
+```
+
+### Packing
+
+```yaml
+models: {main: {name: minilm, packing: true}}
+```
+
+With `packing: true` the texts of a batch share rows, so that 96 % of what is computed and more is real tokens however the
+lengths are mixed. Positions restart with each text and none sees another: decoders that find texts in a row by their positions
+make their own mask, sliding windows included; other models are given a block-diagonal one. Before it is used, packed and
+unpacked numbers are compared on texts of several lengths and must agree to 1e-5 of the largest; a model that takes no positions
+(RoFormer, Bloom), a mask of its own kind (DeBERTa) or windows beside a given mask (ModernBERT) is refused with the reason. The
+length of the rows is what leaves the least padding; a batch in which less than a twentieth would be saved is run as it is, as
+batches of like length are. Dropout draws other masks than without packing. A saved model is run unpacked, with the same numbers
+to 1e-5.
+"""
+
 
 @dataclass(frozen=True)
 class Docstring:
@@ -214,6 +241,7 @@ def family_page(family: str) -> str:
         parts.append(f"## {name}\n\n{body}\n")
         parts.append(undocumented(cls, doc.fields))
         parts.append(f"```yaml\n{example.format(name=name)}\n```\n")
+    parts += [PRETRAINED] if family == "network" else []
     return "\n".join(part for part in parts if part)
 
 
