@@ -83,7 +83,7 @@ def hand(data: Any, clock: Clock, options: argparse.Namespace) -> Any:
     import torch
     from tasks import MeanPooled, autocast
 
-    model = MeanPooled(data.num_classes, attention="eager").eval()
+    model = empty(MeanPooled(data.num_classes, attention="eager").eval())
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, fused=True)
     for rows in batches(data, options, clock.last):
         optimizer.zero_grad(set_to_none=True)
@@ -94,6 +94,13 @@ def hand(data: Any, clock: Clock, options: argparse.Namespace) -> Any:
         optimizer.step()
         clock.step()
     return lambda inputs: model(**inputs)
+
+
+def empty(model: Any) -> Any:
+    """The model with a head of zeros, so that two implementations start from the same function."""
+    for parameter in model.head.parameters():
+        parameter.data.zero_()
+    return model
 
 
 def batches(data: Any, options: argparse.Namespace, steps: int) -> Any:
@@ -119,7 +126,7 @@ def regraft(data: Any, clock: Clock, options: argparse.Namespace) -> Any:
     backbone = load_backbone(str(minilm()), modality="text")
     backbone.module.set_attn_implementation("eager")
     depth = backbone.boundaries()[-1].depth
-    model = Graft(backbone, depths=(depth,), pools=("mean",), num_outputs=data.num_classes, seed=0)
+    model = empty(Graft(backbone, depths=(depth,), pools=("mean",), num_outputs=data.num_classes, seed=0))
     options_ = TrainSpec(
         batch_size=options.batch, optimizer=AdamW(lr=RATE, weight_decay=0.01), precision="bf16", steady=True
     )
