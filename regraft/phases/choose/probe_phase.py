@@ -45,7 +45,6 @@ def probe_phase(job: Job) -> dict[str, Any]:
         return done
     with job.phase("probe", "one forward pass of the frozen model, heads on every height") as meter:
         features = {name: read_features(job, name) for name in ("train", "valid")}
-        meter.flops = _flops(job, job.found.pop("rows_read", {}))
         options = job.spec.probe or ProbeSpec()
         choice = choose_heights(
             features["train"],
@@ -55,6 +54,7 @@ def probe_phase(job: Job) -> dict[str, Any]:
             seed=job.spec.seed,
         )
         heads, judged, views = _fit(job, choice, features)
+        meter.flops = _flops(job, job.found.pop("rows_read", {}))
         sentences = [*choice.sentences, _about_penalty(job, heads["chosen"])]
         for sentence in sentences:
             job.reporter.say(sentence)
