@@ -81,6 +81,159 @@ def audit_recall() -> str:
     return table(["data", "kinds not found in full", "defects found", "precision", "seconds"], rows, numbers_from=2)
 
 
+def frozen() -> str:
+    """An epoch with a part of the network frozen, with and without a store of what it computes."""
+    found = results("frozen")
+    if found is None or "epochs" not in found:
+        return UNMEASURED
+    rows = []
+    for name, arm in found["epochs"].items():
+        seconds = [number(arm[key]["median"], 2) if key in arm else "–" for key in ("computed", "stored", "fill")]
+        faster = arm.get("times_faster")
+        # a ratio is kept as ours over theirs; here it is theirs over ours
+        times = f"{faster['median']:.1f} ({faster['low']:.1f} to {faster['high']:.1f})" if faster else "–"
+        goal = f"{faster['goal']:g}" if faster else "–"
+        rows.append([name, *seconds, times, goal])
+    header = ["blocks frozen", "s an epoch", "s from the store", "s to fill it once", "times faster (95 %)", "goal"]
+    return table(header, rows, numbers_from=1)
+
+
+def adaptive_backprop() -> str:
+    """Adaptive backpropagation beside full fine-tuning, LoRA and norm-only: work, time and accuracy on sst2."""
+    found = results("adaptive_backprop")
+    if found is None:
+        return UNMEASURED
+    rows = []
+    for name, arm in found["arms"].items():
+        mean, interval = (arm["difference"][key] for key in ("mean", "interval"))
+        between = f" ({100 * interval[0]:+.1f} to {100 * interval[1]:+.1f})" if interval else ""
+        change = "–" if name == "full" else f"{100 * mean:+.1f}{between}"
+        shares = [
+            "–" if name == "full" else f"{100 * (arm[f'{key}_of_full'] - 1):+.0f} %" for key in ("flops", "seconds")
+        ]
+        work = [number(arm["flops_per_step"] / 1e9, 1), number(arm["flops"] / 1e12, 2), shares[0]]
+        rows.append([name, *work, number(arm["seconds"], 1), shares[1], number(arm["accuracy"], 4), change])
+    header = ["arm", "GFLOP a step", "TFLOP", "FLOPs", "s", "time", "test accuracy", "points to full (95 %)"]
+    return table(header, rows, numbers_from=1)
+
+
+def step_overhead() -> str:
+    """Microseconds a step of each loop, and what that is over the hand-written one."""
+    found = results("step_overhead")
+    if found is None:
+        return UNMEASURED
+    rows = []
+    for name, one in found["loops"].items():
+        over, (low, high) = one["over_hand"], one["over_hand"]["quartiles"]
+        more = "–" if name == "hand-written loop" else f"{over['median']:.0f} ({low:.0f} to {high:.0f})"
+        rows.append([name, number(one["us_per_step"], 0), more, number(over["target"], 0)])
+    return table(["loop", "µs a step", "over the hand-written loop (quartiles)", "target"], rows, numbers_from=1)
+
+
+def peak_memory() -> str:
+    """Largest resident set of a full fine-tune, ours beside the Trainer's."""
+    found = results("peak_memory")
+    if found is None:
+        return UNMEASURED
+    rows = []
+    for precision, share in found["ratio"].items():
+        peaks = [found["peak_mib"][f"{arm}, {precision}"] for arm in ("regraft", "transformers Trainer")]
+        cells = [f"{p['median']:,.0f} ({p['low']:,.0f} to {p['high']:,.0f})" for p in peaks]
+        rows.append([precision, *cells, number(share["median"], 2), str(share["runs"])])
+    return table(["precision", "regraft MiB", "Trainer MiB", "ratio", "runs"], rows, numbers_from=1)
+
+
+def padding() -> str:
+    """Share of real tokens under each way to make batches, and tokens a second on sst2."""
+    found = results("padding")
+    if found is None:
+        return UNMEASURED
+    shares = found["share of real tokens"]
+    rates = found["speed on sst2"]["over padding to the longest of the data"]
+    rows = [
+        [
+            way,
+            *[f"{100 * each[way]:.1f} %" for each in shares.values()],
+            f"{rates[way]['median']:.1f}x" if way in rates else "–",
+        ]
+        for way in next(iter(shares.values()))
+    ]
+    worst = max(found["difference of packed logits"].values())
+    shown = table(["batches of 32", *shares, "tokens/s, sst2"], rows, numbers_from=1)
+    return shown + f"\nPacked and unpacked logits differ by at most {worst:.0e} of the largest.\n"
+
+
+def time_to_target() -> str:
+    """Seconds from the start of a process to a test accuracy, for each way to get there."""
+    found = results("time_to_target")
+    if found is None:
+        return UNMEASURED
+    rows = []
+    for data, arms in found["found"].items():
+        for arm, one in arms.items():
+            seconds = one["seconds"]
+            hit = [
+                f"{target}: " + ("not reached" if value is None else number(value["median"], 1))
+                for target, value in one["to_target"].items()
+            ]
+            spread = f"{number(seconds['median'], 1)} ({number(seconds['low'], 1)} to {number(seconds['high'], 1)})"
+            rows.append(
+                [data, arm.replace("_", " "), number(one["accuracy"], 4), spread, "; ".join(hit), str(seconds["runs"])]
+            )
+    header = ["data", "way", "test accuracy", "seconds", "seconds to target", "runs"]
+    return table(header, rows, numbers_from=2)
+
+
+def epoch_time() -> str:
+    """An epoch of full fine-tuning beside the usual loops."""
+    found = results("epoch_time")
+    if found is None:
+        return UNMEASURED
+    over = found["found"]["regraft_over"]
+    rows = []
+    for arm, one in found["found"]["arms"].items():
+        middle = [number(one["seconds"]["median"], 1), *[number(one[key]["median"]) for key in ("loss", "accuracy")]]
+        ours = number(over[arm]["median"], 2) if arm in over else "–"
+        rows.append([arm.replace("_", " "), *middle, number(one["peak_gib"], 2), ours])
+    return table(["loop", "seconds", "test loss", "test accuracy", "peak GiB", "regraft / it"], rows, numbers_from=1)
+
+
+def startup() -> str:
+    """Seconds until regraft does something."""
+    found = results("startup")
+    if found is None:
+        return UNMEASURED
+    rows = [
+        [
+            name,
+            f"{number(one['median'], 3)} ({number(one['low'], 3)} to {number(one['high'], 3)})",
+            str(one.get("goal", "–")),
+        ]
+        for name, one in found["found"].items()
+        if "median" in one
+    ]
+    return table(["what", "seconds", "goal"], rows, numbers_from=1)
+
+
+def growth() -> str:
+    """How seconds and memory grow."""
+    found = results("growth")
+    if found is None:
+        return UNMEASURED
+    rows = [
+        [
+            name,
+            ", ".join(f"{size:,}" for size in one["sizes"]),
+            ", ".join(number(value, 1) for value in one["seconds"]),
+            *[number(one[f"exponent_{what}"], 2) for what in ("seconds", "memory")],
+            ", ".join(one["worse_than_linear"]) or "none",
+        ]
+        for name, one in found["found"].items()
+    ]
+    header = ["what grows", "sizes", "seconds", "exponent, seconds", "exponent, memory", "worse than linear"]
+    return table(header, rows, numbers_from=1)
+
+
 def techniques() -> str:
     """Every technique of the catalogue with the first sentence of its docstring."""
     from regraft.config.catalogue import CATALOGUE, find
@@ -92,7 +245,20 @@ def techniques() -> str:
     return table(["name", "what it does"], rows, numbers_from=2)
 
 
-TABLES: dict[str, Callable[[], str]] = {"main_job": main_job, "audit_recall": audit_recall, "techniques": techniques}
+TABLES: dict[str, Callable[[], str]] = {
+    "main_job": main_job,
+    "audit_recall": audit_recall,
+    "frozen": frozen,
+    "adaptive_backprop": adaptive_backprop,
+    "padding": padding,
+    "time_to_target": time_to_target,
+    "epoch_time": epoch_time,
+    "startup": startup,
+    "growth": growth,
+    "step_overhead": step_overhead,
+    "peak_memory": peak_memory,
+    "techniques": techniques,
+}
 
 
 def rendered(readme: str) -> str:

@@ -115,6 +115,7 @@ def regraft(data: Any, clock: Clock, options: argparse.Namespace) -> Any:
 
     from regraft.config.recipe import CandidateSpec, TrainSpec
     from regraft.data.text import EncodedText
+    from regraft.models.attention import use_plain_attention
     from regraft.models.graft import Graft
     from regraft.models.load import load_backbone
     from regraft.optim.optimizers import AdamW
@@ -124,7 +125,7 @@ def regraft(data: Any, clock: Clock, options: argparse.Namespace) -> Any:
     flat = np.concatenate([np.array(each, dtype=np.int32) for each in ids])
     encoded = EncodedText(ids=flat, lengths=lengths, cut=np.zeros(len(ids), dtype=bool), pad_id=0)
     backbone = load_backbone(str(minilm()), modality="text")
-    backbone.module.set_attn_implementation("eager")
+    use_plain_attention(backbone.module, backbone.example)  # as `regraft adapt` does
     depth = backbone.boundaries()[-1].depth
     model = empty(Graft(backbone, depths=(depth,), pools=("mean",), num_outputs=data.num_classes, seed=0))
     options_ = TrainSpec(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -159,6 +160,8 @@ def _config(description: LowRank, **more: Any) -> Any:
 
 def low_rank_layers(model: nn.Module) -> dict[str, Any]:
     """The adapted layers of a model by name; empty where there are none."""
+    if "peft" not in sys.modules:
+        return {}  # nobody can have made one, and importing peft takes a tenth of a second
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}

@@ -148,6 +148,8 @@ def cut(model: nn.Module, k: int, batch: Batch) -> Cut:
     Raises:
         ModelError: something below the cut trains, or no cut there gives the bits of the whole model.
     """
+    if isinstance(model, Graft):
+        model = model.unpacked()  # what is stored is stored example by example
     found = blocks(model)
     if not 1 <= k < len(found):
         raise ModelError(f"a cut must be at a block from 1 to {len(found) - 1} of {type(model).__name__}, got {k}")

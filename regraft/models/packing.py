@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from regraft.errors import ModelError
 from regraft.layers.packing import Layout, layout_of
+from regraft.models.attention import adds_its_mask
 from regraft.models.causal import is_causal
 from regraft.models.trace import call, tensors_in
 
@@ -53,12 +54,7 @@ class Packing:
         if self.mask == "own":
             return rows | {"use_cache": False}
         visible = layout.visible(causal=self.causal)
-        return rows | {MASK: _additive(visible, module) if _is_eager(module) else visible}
-
-
-def _is_eager(module: nn.Module) -> bool:
-    """Is the mask added to the attention's scores?"""
-    return getattr(getattr(module, "config", None), "_attn_implementation", "eager") == "eager"
+        return rows | {MASK: _additive(visible, module) if adds_its_mask(module) else visible}
 
 
 def _additive(visible: Tensor, module: nn.Module) -> Tensor:

@@ -60,7 +60,7 @@ def split(model: nn.Module, batch: Batch) -> Split | None:
     if isinstance(model, nn.Sequential):
         return _split_sequential(model)
     if isinstance(model, Graft):
-        model = model.unpacked()  # what is stored is stored example by example
+        model = model.unpacked()  # see `cut`
     if isinstance(model, Graft) and not trainable(model.backbone):
         tap = Tap(
             "head", (), tensors_of([model.backbone]), f"{model.reads} {structure_of({'backbone': model.backbone})}"

@@ -19,6 +19,7 @@ from regraft.data.encoded import Encoded
 from regraft.data.images import ImagePreprocessor
 from regraft.data.text import TextPreprocessor
 from regraft.errors import ConfigError, DataError, ModelError
+from regraft.models.attention import use_plain_attention
 from regraft.models.backbone import Backbone, plain_backbone
 from regraft.models.graft import Graft
 from regraft.models.load import find_model, load_backbone
@@ -223,7 +224,8 @@ def backbone_of(spec: ModelSpec, materials: Materials, module: nn.Module | None 
     modality = materials.dataset.schema.modality
     if spec.name is not None:
         backbone = load_backbone(spec.name, modality=modality)  # type: ignore[arg-type]
-        _plain_attention(backbone.module)
+        if not torch.cuda.is_available():
+            use_plain_attention(backbone.module, backbone.example)
         return backbone
     example = materials.example()["x"]
     if module is None:
@@ -231,13 +233,6 @@ def backbone_of(spec: ModelSpec, materials: Materials, module: nn.Module | None 
             raise ConfigError("models.main: give a `name` or a `network`")
         module = spec.network.build(tuple(example.shape[1:]), materials.num_outputs, seed=seed)
     return plain_backbone(module, example, modality=modality)  # type: ignore[arg-type]
-
-
-def _plain_attention(module: nn.Module) -> None:
-    """On CPUs the fused attention's backward pass in bf16 is 9 to 14 times slower than the plain one at usual lengths."""
-    choose = getattr(module, "set_attn_implementation", None)
-    if choose is not None and not torch.cuda.is_available():
-        choose("eager")
 
 
 def _grafted(backbone: Backbone, materials: Materials, seed: int) -> Graft:

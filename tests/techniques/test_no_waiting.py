@@ -15,6 +15,9 @@ from regraft.testing import toy_recipe
 READS = ("item", "tolist", "__float__", "__bool__", "__int__", "numpy")
 
 
+READ_BY_DESIGN = {"AdaptiveBackprop": ["numpy"]}  # once a round: what the tensors gained decides which of them train
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_reads_nothing_from_the_device(name):
     case = CASES[name]
@@ -37,4 +40,4 @@ def test_a_step_reads_nothing_from_the_device(name):
             run.step(batch, run.clock)
             for hook in run.hooks:
                 hook.on_step(run, None)
-    assert reads == []
+    assert reads == READ_BY_DESIGN.get(name, [])

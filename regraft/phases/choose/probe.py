@@ -23,7 +23,9 @@ CURVE_ROWS, SET_ROWS, FOLD_ROWS = 800, 3000, 1500  # rows that depths, combinati
 PENALTIES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3)
 DECADES = (1.0, 0.1, 0.01, 1e-3, 1e-4)  # penalties of a path
 WIDE, ON_PATH = 256, 1e-4  # features from which on the fits of a path are made on some rows, and end early
-POOL_SETS = (("mean",), ("mean", "max"), ("mean", "max", "first"), ("mean", "grid"))
+POOL_SETS = (
+    ("mean",), ("mean", "max"), ("mean", "max", "first"), ("mean", "grid"), ("last",), ("mean", "max", "last"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
