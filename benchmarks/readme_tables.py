@@ -1,6 +1,6 @@
-"""The measured tables of README.md, written between their markers from benchmarks/results/*.json and the catalogue.
+"""The measured tables of README.md and benchmarks/README.md, written from benchmarks/results/*.json and the catalogue.
 
-python benchmarks/readme_tables.py            rewrite README.md
+python benchmarks/readme_tables.py            rewrite both
 
 A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. Figures are never typed by hand.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 UNMEASURED = "Not measured yet; `make bench` does it.\n"
 
@@ -96,6 +96,35 @@ def frozen() -> str:
         rows.append([name, *seconds, times, goal])
     header = ["blocks frozen", "s an epoch", "s from the store", "s to fill it once", "times faster (95 %)", "goal"]
     return table(header, rows, numbers_from=1)
+
+
+def trajectories() -> str:
+    """How far the losses with a store are from those without it, over two epochs."""
+    found = (results("frozen") or {}).get("loss_differences")
+    if found is None:
+        return UNMEASURED
+    cases = next(iter(found.values()))
+
+    def shown(value: float) -> str:
+        return "same bits" if value == 0 else f"{value:.0e}"
+
+    rows = [[name, *[shown(each[name]) for each in found.values()]] for name in cases]
+    return table(["what trains", *found], rows, numbers_from=1)
+
+
+def attention() -> str:
+    """Seconds of regraft's attention over those of the model's own and of PyTorch's fused one, by length."""
+    found = results("attention")
+    if found is None:
+        return UNMEASURED
+    rows = []
+    for length, one in found["found"].items():
+        shares = [
+            number(one[what][f"over_{arm}"]["median"], 2) for what in ("read", "step") for arm in ("eager", "sdpa")
+        ]
+        rows.append([length, *shares, f"{one['difference']:.0e}"])
+    header = ["tokens", "reading / own", "reading / fused", "step / own", "step / fused", "difference"]
+    return table(header, rows, numbers_from=0)
 
 
 def adaptive_backprop() -> str:
@@ -249,6 +278,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "main_job": main_job,
     "audit_recall": audit_recall,
     "frozen": frozen,
+    "trajectories": trajectories,
+    "attention": attention,
     "adaptive_backprop": adaptive_backprop,
     "padding": padding,
     "time_to_target": time_to_target,
@@ -261,10 +292,11 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def rendered(readme: str) -> str:
-    """A README with every marked table as the results and the catalogue have it now."""
-    return MARKED.sub(lambda found: f"{found[1]}\n{TABLES[found['name']]()}\n{found[3]}", readme)
+def rendered(page: str) -> str:
+    """A page with every marked table as the results and the catalogue have it now."""
+    return MARKED.sub(lambda found: f"{found[1]}\n{TABLES[found['name']]()}\n{found[3]}", page)
 
 
 if __name__ == "__main__":
-    README.write_text(rendered(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(rendered(page.read_text(encoding="utf-8")), encoding="utf-8")

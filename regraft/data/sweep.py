@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from regraft.core.descent import Precision
-from regraft.core.modes import eval_mode
 from regraft.core.protocols import Encoded
 from regraft.data.loading import in_length_order
 
@@ -30,10 +29,19 @@ M = TypeVar("M", bound=nn.Module)
 
 @contextmanager
 def evaluating(model: nn.Module, precision: Precision) -> Generator[None]:
-    """Eval mode, no gradients, and one autocast for the whole block, so that weights are cast once and not for every batch."""
+    """Eval mode, no gradients, and one autocast for the whole block, so that weights are cast once and not for every batch.
+
+    After it every module is in the mode it was in: some may belong to another model that is training, as those above a cut do.
+    """
     half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
-    with eval_mode(model), torch.inference_mode(), half:
-        yield
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode(), half:
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def sweep(

@@ -77,8 +77,12 @@ class Frozen:
         def function(own: nn.Module, batch: Batch) -> Batch:
             return tapped(own, taps, called_on(own, batch))
 
-        stores = fill(self.model, function, encoded, wanted, keeping=self.keeping, precision=self.precision)
-        self.computed += stores[0].kept
+        def count(rows: int) -> None:
+            self.computed += rows
+
+        stores = fill(
+            self.model, function, encoded, wanted, keeping=self.keeping, precision=self.precision, progress=count
+        )
         for n, tap, store in zip(which, taps, stores, strict=True):
             self._made[n, id(encoded)] = Made(fingerprint(tap.tensors), store)
 

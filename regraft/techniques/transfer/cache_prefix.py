@@ -162,8 +162,9 @@ class CachePrefix(Technique):
             frozen = shared.setdefault(
                 (stage.model, precision), Frozen(parts.model, [], keeping=keeping, precision=precision)
             )
-            frozen.taps.append(parts.tap)
-            stages.append(_above(stage, parts, trained, frozen, len(frozen.taps) - 1))
+            if parts.tap not in frozen.taps:
+                frozen.taps.append(parts.tap)
+            stages.append(_above(stage, parts, trained, frozen, frozen.taps.index(parts.tap)))
         if folder is not None:
             trim(folder)
         return replace(recipe, stages=tuple(stages))
@@ -210,6 +211,7 @@ def _require_examples(stage: Stage[Any]) -> None:
 
 def _above(stage: Stage[Any], parts: Split, trained: list[nn.Parameter], frozen: Frozen, at: int) -> Stage[Any]:
     """The stage on the suffix, with a source that adds what tap `at` gives."""
+    parts.suffix.steady = getattr(stage.model, "steady", False)  # type: ignore[assignment]  # the suffix is a module of its own
     names = {parameter: name for name, parameter in parts.suffix.named_parameters()}
     key = inputs_of(stage.model)[0]
     roles = roles_of(stage.source, key)

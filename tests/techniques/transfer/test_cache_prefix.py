@@ -176,6 +176,20 @@ def test_a_resumed_run_goes_on_with_the_same_bits_over_ragged_text(tmp_path):
         assert torch.equal(toy.weights(again.model), toy.weights(whole.model)), folder.name
 
 
+@pytest.mark.parametrize("steady", [True, False])
+@pytest.mark.parametrize("techniques", [[LastK(blocks=2)], [StagedThaw(groups_per_stage=1)]], ids=["last", "thaw"])
+def test_dropout_above_the_cut_is_on_or_off_as_without_a_store(techniques, steady):
+    """Also where the model came in eval mode, and in later stages, whose store was filled before they began."""
+    losses = []
+    for extra in ([], [CachePrefix()]):
+        model = bert().eval()
+        model.steady = steady
+        stage = toy.stage(model, source=tokens(), steps=9, update=toy.sgd(lr=0.05))
+        report = fit(compile(toy.recipe(stage), [*techniques, *extra]), log_every=1)
+        losses.append([record["loss"] for record in report.history])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
 class Fleeting(toy.Tensors):
     examples: ClassVar[dict] = {}
 
