@@ -122,8 +122,9 @@ def advance(run: Run, steps: int | None = None) -> Run:
     for hook in run.hooks:
         hook.on_start(run)
     train_mode(stage.model)
+    trains = stage.model.training  # not where the whole model is steady
     for batch in islice(stage.source.batches(stage.model, run.clock.step), remaining):
-        if not stage.model.training:  # a hook or a source has evaluated it
+        if stage.model.training != trains:  # a hook or a source has evaluated it
             train_mode(stage.model)
         seed_default(run.seed, run.index, run.clock.step)
         loss = run.step(batch, run.clock)
