@@ -45,7 +45,9 @@ def examples(encoded: Encoded, targets: Tensor | None, options: TrainSpec, *, se
     """Training batches of encoded examples, augmented if the options say so."""
     augment = Views(usual_augment(flip=options.flip), options.views) if options.augment else None
     if options.views is not None and augment is None:
-        raise ConfigError("train.views says how many augmented looks of an image are drawn, so it needs train.augment: true")
+        raise ConfigError(
+            "train.views says how many augmented looks of an image are drawn, so it needs train.augment: true"
+        )
     return Examples(encoded, targets, batch_size=options.batch_size, seed=seed, augment=augment)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 SAME = 0.10  # edits per word of the longer text up to which two texts are near duplicates
 MOST_WORDS = 150  # of each text that are aligned; longer ones are judged by their shingles alone
@@ -12,6 +13,7 @@ MOST_WORDS = 150  # of each text that are aligned; longer ones are judged by the
 TYPO, SWAP, SMALL, FILLER = 0.4, 0.5, 0.5, 0.25
 OTHER = 2.0  # another content word in its place: "dog" for "cat" says something else, unless the text is long
 SENSE = 5.0  # a number changed, or a "not" added: never the same text below 50 words
+CACHED = 20_000  # texts whose words and digits are remembered
 REPLACED = 5  # letters of a word below which one letter replaced makes another word
 LEAST = TYPO / 3  # what a word that only one text has costs at least (two words joined to one: three words, one typo)
 FILLERS = frozenset(
@@ -62,15 +64,27 @@ def is_near(first: str, second: str, similarity: float) -> bool:
     """Whether two normalised texts are one text with small edits, given the Jaccard similarity of their shingles."""
     if first == second:
         return True
-    one, two = first.split(), second.split()
+    one, two = _words(first), _words(second)
     if max(len(one), len(two)) > MOST_WORDS:
         return similarity >= 0.85
     if min(len(one), len(two)) < 2:
         return len(first) >= 8 and len(one) == len(two) and is_typo(first, second)
     limit = SAME * max(len(one), len(two)) + 1e-9
-    if limit < SENSE and sorted(filter(str.isdigit, first)) != sorted(filter(str.isdigit, second)):
+    if limit < SENSE and _digits(first) != _digits(second):
         return False  # every edit that changes a digit costs SENSE; seen at once, for texts from one template
     return at_least(one, two, limit) <= limit and word_edits(one, two) <= limit
+
+
+@lru_cache(maxsize=CACHED)
+def _words(text: str) -> list[str]:
+    """The words of a text; a text is looked at in many pairs."""
+    return text.split()
+
+
+@lru_cache(maxsize=CACHED)
+def _digits(text: str) -> str:
+    """The digits of a text in ascending order."""
+    return "".join(sorted(filter(str.isdigit, text)))
 
 
 def at_least(one: Sequence[str], two: Sequence[str], limit: float) -> float:

@@ -16,7 +16,10 @@ from regraft.errors import ConfigError, suggest
 STRATEGIES = ("probe", "last-k", "thaw", "norm", "lora", "adapter", "full")
 RELATIVE_COST = {"last-k": 0.55, "thaw": 0.7, "norm": 0.8, "lora": 0.85, "adapter": 0.85, "full": 1.0}  # of a full step
 FEW_ROWS = 1000
-PARTLY_FROZEN, STORED_FROM = ("last-k", "thaw"), 2  # strategies with a frozen prefix; epochs from which a store of it pays
+PARTLY_FROZEN, STORED_FROM = (
+    ("last-k", "thaw"),
+    2,
+)  # strategies with a frozen prefix; epochs from which a store of it pays
 
 
 @dataclass(frozen=True, kw_only=True)
