@@ -6,9 +6,8 @@ MiniLM on that many rows of banking77, batches of 32, in bf16 where that is fast
 seconds with a store are those of an epoch after the first; what filling it costs stands beside them. Then two more things:
 
 - the losses of two epochs with a store minus those without, in fp32, alone and under distillation, SAM, EWC, DANN, staged thaw
-  and LoRA in the top half, for texts of any length and for texts of 16 tokens and more. On processors with 512-bit vectors
-  PyTorch's kernels round alike from 16 tokens on whatever the batch is padded to, and differently below; a run without a store
-  feels the same difference when a text meets other companions.
+  and LoRA in the top half, for texts of any length and for texts of 16 tokens and more. Below 16 tokens PyTorch's kernels for
+  attention round differently in batches padded differently, which `models.attention` mends.
 - fifty head-level candidates (ten feature sets, five penalties each, on 3,000 rows) against one epoch of full fine-tuning.
 """
 

@@ -19,7 +19,7 @@ from regraft.phases.choose.features import LAST, Features, Read, joined
 from regraft.phases.choose.fit import SETTLED, Head, Problem, Standardised, fit_head, in_row_space, standardised
 from regraft.phases.choose.gram import HeldOut, best_score, block_gram
 
-CURVE_ROWS, SET_ROWS, FOLD_ROWS = 800, 2000, 1500  # rows that depths, combinations and penalties are compared on
+CURVE_ROWS, SET_ROWS, FOLD_ROWS = 800, 3000, 1500  # rows that depths, combinations and penalties are compared on
 PATH_ROWS = 3000  # rows that the fits of a path are made on
 PENALTIES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3)
 DECADES = (1.0, 0.1, 0.01, 1e-3, 1e-4)  # penalties of a path

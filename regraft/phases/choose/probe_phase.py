@@ -33,7 +33,7 @@ from regraft.phases.metering import forward_flops
 from regraft.phases.training import Valid, error_of, usual_augment
 
 HEADS = ("chosen", "last", "chosen_all", "last_all")  # fitted on train; and again on train and valid
-MOST_STEPS_AGAIN = 12  # of the second fit, which starts from the first
+MOST_STEPS_AGAIN = 25  # of the second fit, which starts from the first
 MOST_BYTES = 2 << 30  # of a split's features that are left in the cache for a later run
 FEWEST_HELD_OUT = 500  # validation rows from which on they choose the penalty
 
