@@ -192,6 +192,20 @@ def padding() -> str:
     return shown + f"\nPacked and unpacked logits differ by at most {worst:.0e} of the largest.\n"
 
 
+WAYS = {  # names of arms as a reader knows them
+    "regraft_probe": "regraft, probe of all depths",
+    "regraft_last": "regraft, probe of the last layer",
+    "regraft_adapt": "regraft, the main job",
+    "st_fp32": "sentence-transformers, scikit-learn",
+    "st_bf16": "the same, weights in bf16",
+    "hf_tuned": "HF Trainer, tuned (bf16, like lengths, fused)",
+    "hf_default": "HF Trainer, as it comes",
+    "hand": "hand-written loop",
+    "hand_loop": "hand-written loop",
+    "hand_probe": "hand-written probe",
+}
+
+
 def time_to_target() -> str:
     """Seconds from the start of a process to a test accuracy, for each way to get there."""
     found = results("time_to_target")
@@ -207,7 +221,7 @@ def time_to_target() -> str:
             ]
             spread = f"{number(seconds['median'], 1)} ({number(seconds['low'], 1)} to {number(seconds['high'], 1)})"
             rows.append(
-                [data, arm.replace("_", " "), number(one["accuracy"], 4), spread, "; ".join(hit), str(seconds["runs"])]
+                [data, WAYS.get(arm, arm), number(one["accuracy"], 4), spread, "; ".join(hit), str(seconds["runs"])]
             )
     header = ["data", "way", "test accuracy", "seconds", "seconds to target", "runs"]
     return table(header, rows, numbers_from=2)
@@ -223,7 +237,7 @@ def epoch_time() -> str:
     for arm, one in found["found"]["arms"].items():
         middle = [number(one["seconds"]["median"], 1), *[number(one[key]["median"]) for key in ("loss", "accuracy")]]
         ours = number(over[arm]["median"], 2) if arm in over else "–"
-        rows.append([arm.replace("_", " "), *middle, number(one["peak_gib"], 2), ours])
+        rows.append([WAYS.get(arm, arm), *middle, number(one["peak_gib"], 2), ours])
     return table(["loop", "seconds", "test loss", "test accuracy", "peak GiB", "regraft / it"], rows, numbers_from=1)
 
 
