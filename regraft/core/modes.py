@@ -36,11 +36,14 @@ def train_mode(model: nn.Module) -> None:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Generator[None]:
-    """Eval mode inside the block; training mode (except for what is frozen) after it if the model was training before."""
-    was_training = model.training
+    """Eval mode for all of the model inside the block; after it every module is in the mode it was in.
+
+    Module by module, because some may belong to another model that is training, as those above a cut do.
+    """
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        if was_training:
-            train_mode(model)
+        for module, training in modes:
+            module.training = training

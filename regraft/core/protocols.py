@@ -78,6 +78,26 @@ class Source:
         """Take back what `state_dict` gave."""
 
 
+class SourceWrapper(Source):
+    """A source that changes the batches of another: override `batches`, the rest is handed on."""
+
+    def __init__(self, base: Source) -> None:
+        self.base, self.inputs = base, base.inputs
+
+    @property
+    def examples(self) -> Mapping[str, Encoded]:
+        """As the wrapped source's: a stored result is computed from them, not from the batches."""
+        return self.base.examples
+
+    def state_dict(self) -> State:
+        """The wrapped source's."""
+        return self.base.state_dict()
+
+    def load_state_dict(self, state: State, /) -> None:
+        """Hand it on."""
+        self.base.load_state_dict(state)
+
+
 class Update(Protocol):
     """How one loss becomes one change of the parameters it owns."""
 

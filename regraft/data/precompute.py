@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regraft.core.protocols import Encoded, Source, State
+from regraft.core.protocols import Encoded, Source, SourceWrapper
 from regraft.core.values import Batch
 from regraft.data.store import MASK, Store, unpadded
 from regraft.errors import Conflict
 from regraft.models.frozen import Frozen
 
 
-class Precompute(Source):
-    """`source` with columns of a frozen part of a model added to each batch.
+class Precompute(SourceWrapper):
+    """`base` with columns of a frozen part of a model added to each batch.
 
     Results of examples that look the same each time come from a store, which one pass over all of them fills when the first
     batch is asked for; those that do not fit, and those of examples that look new each time, are computed batch by batch.
@@ -28,7 +28,7 @@ class Precompute(Source):
 
     def __init__(
         self,
-        source: Source,
+        base: Source,
         frozen: Frozen,
         *,
         at: int = 0,
@@ -39,7 +39,7 @@ class Precompute(Source):
         """Add what a tap gives.
 
         Args:
-            source: yields what the frozen model is called on.
+            base: yields what the frozen model is called on.
             frozen: computes and keeps the columns.
             at: which of its taps.
             reads: an input of the model, which says whose examples are meant.
@@ -49,23 +49,18 @@ class Precompute(Source):
         Raises:
             Conflict: the source does not yield what is read.
         """
-        unknown = [role + reads for role in roles if role + reads not in source.inputs]
+        unknown = [role + reads for role in roles if role + reads not in base.inputs]
         if unknown:
-            raise Conflict(f"Precompute reads {unknown}, but the source yields {sorted(source.inputs)}")
-        self.source, self.frozen, self.at = source, frozen, at
-        self.ids = {role: source.inputs[role + reads] for role in roles}
-        self.reads, self.writes = reads, dict(writes)
-
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        """As the source's."""
-        return self.source.inputs
+            raise Conflict(f"Precompute reads {unknown}, but the source yields {sorted(base.inputs)}")
+        super().__init__(base)
+        self.frozen, self.at, self.writes = frozen, at, dict(writes)
+        self.ids = {role: base.inputs[role + reads] for role in roles}
 
     @property
     def examples(self) -> Mapping[str, Encoded]:
         """As the source's; none of those whose inputs have been replaced here."""
         replaced = {self.ids[role] for role in self.ids for key in self.writes.values() if role + key in self.inputs}
-        return {key: encoded for key, encoded in self.source.examples.items() if key not in replaced}
+        return {key: encoded for key, encoded in self.base.examples.items() if key not in replaced}
 
     @property
     def computed(self) -> int:
@@ -74,9 +69,9 @@ class Precompute(Source):
 
     def batches(self, model: nn.Module, start: int = 0, /) -> Iterator[Batch]:
         """The source's batches with the results added; a store that other weights made is made anew."""
-        offered = self.source.examples
+        offered = self.base.examples
         stores = {role: self.frozen.store(self.at, offered[key]) for role, key in self.ids.items() if key in offered}
-        for batch in self.source.batches(model, start):
+        for batch in self.base.batches(model, start):
             added = Batch()
             for role, key in self.ids.items():
                 added |= self._columns(role, batch[key], batch, stores.get(role))
@@ -116,11 +111,3 @@ class Precompute(Source):
         out = self.frozen.compute(self.at, inputs)
         self.frozen.computed += len(next(iter(inputs.values())))
         return {name: unpadded(value, inputs) for name, value in out.items()}
-
-    def state_dict(self) -> State:
-        """The inner source's; results can be computed again."""
-        return self.source.state_dict()
-
-    def load_state_dict(self, state: State, /) -> None:
-        """Hand it to the inner source."""
-        self.source.load_state_dict(state)

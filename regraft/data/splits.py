@@ -80,7 +80,7 @@ def limited(labels: np.ndarray, *, limit: int, seed: int) -> np.ndarray:
         else np.floor(ideal).astype(np.int64)
     )
     while quota.sum() > limit:
-        quota[np.argmax(quota - ideal)] -= 1
+        quota[np.argmax(np.where(quota > 1, quota - ideal, -np.inf))] -= 1
     while quota.sum() < limit:
         room = np.where(quota < counts, ideal - quota, -np.inf)
         quota[np.argmax(room)] += 1

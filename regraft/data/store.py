@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from regraft.core.descent import Precision
 from regraft.core.protocols import Encoded
 from regraft.core.values import Batch
-from regraft.data.cache import key_of
+from regraft.data.cache import key_of, trim
 from regraft.data.sweep import each_batch, evaluating
 from regraft.errors import RunError
 
@@ -114,7 +114,7 @@ def fill(
             are in memory; their `place` says so.
     """
     sample = _sample(model, function, encoded, precision)
-    kept = _fitting(sample, encoded.lengths, keeping)
+    kept = _fitting(sample, wanted, encoded.lengths, keeping)
     places = [_place(each, kept, keeping) for each in wanted]
     stores = {
         n: open_store(p.final, p.identity) for n, p in enumerate(places) if p.final is not None and p.final.exists()
@@ -202,10 +202,11 @@ def unpadded(value: Tensor, batch: Batch) -> Tensor:
     return value * batch[MASK].bool().reshape(*batch[MASK].shape, *(1,) * (value.ndim - 2))
 
 
-def _fitting(sample: Sample, lengths: np.ndarray, keeping: Keeping) -> int:
-    """How many of the first examples fit into the bytes allowed."""
-    token = sum(sample.bytes_of(name, keeping.half) for name in sample.found if name in sample.ragged)
-    example = sum(sample.bytes_of(name, keeping.half) for name in sample.found if name not in sample.ragged)
+def _fitting(sample: Sample, wanted: Sequence[Wanted], lengths: np.ndarray, keeping: Keeping) -> int:
+    """How many of the first examples fit into the bytes allowed for all stores."""
+    names = [name for each in wanted for name in each.columns]
+    token = sum(sample.bytes_of(name, keeping.half) for name in names if name in sample.ragged)
+    example = sum(sample.bytes_of(name, keeping.half) for name in names if name not in sample.ragged)
     needed = np.cumsum(lengths.astype(np.int64) * token + example)
     return int(np.searchsorted(needed, keeping.max_bytes, side="right"))
 
@@ -307,6 +308,7 @@ def _published(store: Store, place: Place) -> Store:
         (beside / NOTES).write_text(json.dumps(notes, indent=1), encoding="utf-8")
         if not final.exists():
             beside.rename(final)
+        trim(final.parent)
     except OSError:
         return store  # its files are mapped, so it can be used although it cannot be found again
     return replace(store, place=final)

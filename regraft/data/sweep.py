@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from regraft.core.descent import Precision
+from regraft.core.modes import eval_mode
 from regraft.core.protocols import Encoded
 from regraft.data.loading import in_length_order
 
@@ -29,19 +30,10 @@ M = TypeVar("M", bound=nn.Module)
 
 @contextmanager
 def evaluating(model: nn.Module, precision: Precision) -> Generator[None]:
-    """Eval mode, no gradients, and one autocast for the whole block, so that weights are cast once and not for every batch.
-
-    After it every module is in the mode it was in: some may belong to another model that is training, as those above a cut do.
-    """
+    """Eval mode, no gradients, and one autocast for the whole block, so that weights are cast once and not for every batch."""
     half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode(), half:
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
+    with eval_mode(model), torch.inference_mode(), half:
+        yield
 
 
 def sweep(
@@ -69,7 +61,7 @@ def sweep(
         index = torch.from_numpy(rows)
         for key, value in found.items():
             if key not in out:
-                out[key] = plain_empty(len(encoded), *value.shape[1:], dtype=value.dtype)
+                out[key] = _plain_empty(len(encoded), *value.shape[1:], dtype=value.dtype)
             out[key].index_copy_(0, index, value)
         progress(len(rows))
 
@@ -132,7 +124,7 @@ def sharing_weights(model: M) -> M:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
-def plain_empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def _plain_empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """An ordinary tensor, also when it is made in inference mode: it will be used outside."""
     with torch.inference_mode(False):
         return torch.empty(*shape, dtype=dtype)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regraft.core.modes import eval_mode
 from regraft.core.seeding import generator
 from regraft.errors import ModelError
 from regraft.layers.sharing import M, same_tensors
@@ -103,16 +104,12 @@ def places_for(model: nn.Module, names: list[str], run: Callable[[nn.Module], ob
         return hook
 
     handles = [model.get_submodule(name).register_forward_hook(look(name)) for name in names]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), eval_mode(model):
             run(model)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return {name: found[name] for name in names if name in found}
 
 

@@ -1,13 +1,11 @@
 """Attention for processors: the plain formula, with a softmax that is as quick on short texts as on long ones.
 
-PyTorch's fused attention has a backward pass in bf16 that is 9 to 14 times slower than the plain one at usual lengths on CPUs,
-and its softmax takes 5 to 10 times as long for an entry of a row shorter than a vector register (16 numbers) than for one of a
-longer row. `benchmarks/attention.py` measures both.
+Two things are slow on CPUs: the backward pass of PyTorch's fused attention in bf16, and its softmax over rows shorter than a
+vector register (16 numbers). What this gains by length of text, `benchmarks/attention.py` measures.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regraft.core.modes import eval_mode
 from regraft.models.trace import call, tensors_in
 
 NAME = "regraft_plain"  # under which transformers knows it
@@ -112,12 +111,8 @@ def _register() -> None:
 @torch.no_grad()
 def _output(module: nn.Module, example: Mapping[str, Tensor]) -> Tensor | None:
     """What the model gives for the example in eval mode; None if it cannot be run so."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
     try:
-        return tensors_in(call(module, copy.copy(dict(example))))[0].float()
+        with eval_mode(module):
+            return tensors_in(call(module, example))[0].float()
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError):
         return None
-    finally:
-        for part, training in modes.items():
-            part.training = training

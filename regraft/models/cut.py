@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from regraft.core.forward import called_on
+from regraft.core.modes import eval_mode
 from regraft.core.values import Batch
 from regraft.errors import ModelError
 from regraft.models.blocks import blocks
@@ -129,7 +129,7 @@ class Cut:
     def verify(self, batch: Batch) -> None:
         """Run a batch whole and in two parts, in eval mode; a ModelError with the reason unless the bits are the same."""
         inputs = called_on(self.model, batch)
-        with torch.no_grad(), _evaluating(self.model), _evaluating(self.suffix):
+        with torch.no_grad(), eval_mode(self.model), eval_mode(self.suffix):
             whole = call(self.model, inputs)
             try:
                 columns = tapped(self.model, (self.tap,), inputs)
@@ -254,15 +254,3 @@ def _filled(template: Any, value: Tensor | None) -> Any:
     if type(template) in (tuple, list):
         return type(template)(_filled(item, value) for item in template)
     return template
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Generator[None]:
-    """Inside the block all of the model is in eval mode; after it each module is in the mode it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

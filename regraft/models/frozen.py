@@ -21,8 +21,9 @@ from regraft.models.tap import Tap, fingerprint, stored_key, tapped
 
 @dataclass
 class Made:
-    """A store and what it was made by."""
+    """A store and what it was made of."""
 
+    encoded: Encoded  # held, so that no other examples get their id
     weights: str
     store: Store
 
@@ -45,9 +46,6 @@ class Frozen:
         self.precision: Precision = precision
         self.computed = 0  # examples that passes were run on
         self._made: dict[tuple[int, int], Made] = {}  # (tap, encoded examples) -> its store
-        self._keys: dict[
-            int, tuple[Encoded, str]
-        ] = {}  # the examples themselves are held, so that no other has their id
 
     def compute(self, at: int, batch: Batch) -> Batch:
         """The columns of tap `at` for a batch, (N, ...) each, in eval mode and without gradients."""
@@ -58,12 +56,10 @@ class Frozen:
     def store(self, at: int, encoded: Encoded) -> Store:
         """What tap `at` gives for all examples, as the weights are now; earlier stages' results are let go."""
         self._made = {key: made for key, made in self._made.items() if key[0] >= at}
-        now = fingerprint(self.taps[at].tensors)
         known = self._made.get((at, id(encoded)))
-        if known is None or known.weights != now:
+        if known is None or known.weights != fingerprint(self.taps[at].tensors):
             self._fill([n for n in range(at, len(self.taps)) if n == at or (n, id(encoded)) not in self._made], encoded)
-            known = self._made[at, id(encoded)]
-        return known.store
+        return self._made[at, id(encoded)].store
 
     def stores(self, at: int) -> list[Store]:
         """The stores of tap `at` that are there, one for each set of examples."""
@@ -72,7 +68,12 @@ class Frozen:
     def _fill(self, which: list[int], encoded: Encoded) -> None:
         """Run the model once over all examples for some of the taps."""
         taps = [self.taps[n] for n in which]
-        wanted = [Wanted(columns=columns_of(tap), identity=self._identity(tap, encoded)) for tap in taps]
+        weights = [fingerprint(tap.tensors) for tap in taps]
+        data = content_key(encoded) if self.keeping.folder is not None else ""  # only a folder is asked by key
+        wanted = [
+            Wanted(columns=columns_of(tap), identity=identity_of(tap, now, precision=self.precision, data=data))
+            for tap, now in zip(taps, weights, strict=True)
+        ]
 
         def function(own: nn.Module, batch: Batch) -> Batch:
             return tapped(own, taps, called_on(own, batch))
@@ -83,23 +84,18 @@ class Frozen:
         stores = fill(
             self.model, function, encoded, wanted, keeping=self.keeping, precision=self.precision, progress=count
         )
-        for n, tap, store in zip(which, taps, stores, strict=True):
-            self._made[n, id(encoded)] = Made(fingerprint(tap.tensors), store)
-
-    def _identity(self, tap: Tap, encoded: Encoded) -> dict[str, Any]:
-        """What decides the results of a tap: weights, structure, cut, precision and data. Only stores in a folder need it."""
-        if id(encoded) not in self._keys:
-            self._keys[id(encoded)] = (encoded, content_key(encoded) if self.keeping.folder else "")
-        return identity_of(tap, self.precision) | {"data": self._keys[id(encoded)][1]}
+        for n, now, store in zip(which, weights, stores, strict=True):
+            self._made[n, id(encoded)] = Made(encoded, now, store)
 
 
-def identity_of(tap: Tap, precision: Precision) -> dict[str, Any]:
-    """What decides the results of a tap, but for the data: weights, structure, cut and precision."""
+def identity_of(tap: Tap, weights: str, *, precision: Precision, data: str) -> dict[str, Any]:
+    """What decides the results of a tap: weights (their fingerprint), structure, cut, precision and data (its content key)."""
     return {
-        "weights": fingerprint(tap.tensors),
+        "weights": weights,
         "structure": hashlib.sha256(tap.structure.encode()).hexdigest(),
         "cut": [tap.stop, *tap.reads],
         "precision": precision,
+        "data": data,
     }
 
 

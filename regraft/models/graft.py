@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regraft.core.modes import eval_mode
 from regraft.errors import ModelError
 from regraft.layers.packing import layout_of
 from regraft.models.backbone import Backbone, Boundary, Cutting, cutting_above
@@ -239,11 +240,7 @@ def _same_outputs(whole: nn.Module, shorter: nn.Module, places: list[Boundary], 
     """Do two networks give the same bits at these boundaries?"""
     outputs: list[dict[int, Tensor]] = []
     for module in (whole, shorter):
-        modes = {part: part.training for part in module.modules()}
-        module.eval()
-        with captured(module, places) as seen:
+        with eval_mode(module), captured(module, places) as seen:
             call(module, example)
-        for part, training in modes.items():
-            part.training = training
         outputs.append(dict(seen))
     return all(torch.equal(outputs[0][place.depth], outputs[1][place.depth]) for place in places)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from regraft.core.modes import eval_mode
 from regraft.errors import ModelError
 from regraft.layers.packing import Layout, layout_of
 from regraft.models.attention import adds_its_mask
@@ -82,18 +83,13 @@ def proved_packing(module: nn.Module, *, name: str) -> Packing:
         raise _refused(name, "it does not take positions, so examples in one row cannot be told apart")
     inputs = _trial(module, config)
     layout = layout_of(inputs[MASK])
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        reasons = []
+    reasons: list[str] = []
+    with eval_mode(module):
         for way in _ways(config):
             reason = _difference(module, way, inputs, layout)
             if reason is None:
                 return way
             reasons.append(reason)
-    finally:
-        for part, training in modes.items():
-            part.training = training
     raise _refused(name, reasons[0])
 
 

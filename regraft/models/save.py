@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from regraft.core.forward import inputs_of
+from regraft.core.modes import eval_mode
 from regraft.errors import ModelError
 from regraft.models.backbone import Backbone, Boundary, Cutting, plain_backbone
 from regraft.models.graft import Graft, captured, count_parameters, put_linear
@@ -61,18 +62,15 @@ def save_model(
     making = folder.parent / f".{folder.name}.making-{os.getpid()}"
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir()
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        info = _about(model, labels=list(labels), task=task, extra=dict(extra or {}))
-        _write(model, making, info)
+        with eval_mode(model):
+            info = _about(model, labels=list(labels), task=task, extra=dict(extra or {}))
+            _write(model, making, info)
         _write_json(making / "labels.json", list(labels))
         _write_json(making / "preprocessing.json", dict(preprocessor_json))
         _exchange(making, folder)
     finally:
         shutil.rmtree(making, ignore_errors=True)
-        for module, training in modes.items():
-            module.training = training
     return folder
 
 

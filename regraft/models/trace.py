@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regraft.core.modes import eval_mode
+
 
 @dataclass(slots=True)
 class Call:
@@ -82,15 +84,12 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Trace:
         if name:
             handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
             handles.append(module.register_forward_hook(after(name), with_kwargs=True))
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        record.output = call(model, inputs)
+        with eval_mode(model):
+            record.output = call(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return record
 
 

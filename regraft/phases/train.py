@@ -178,6 +178,8 @@ def train_phase(job: Job, made: Made) -> dict[str, Any]:
             log=EventLog(events, candidate=label(job.spec)),
         )
         job.reporter.end()
+        for sentence in report.notes:
+            job.reporter.say(sentence)
         save_tensors(made.model, str(final))
         meter.bytes = final.stat().st_size
     return job.run.finish("train", _notes(made, report, events))
@@ -205,6 +207,7 @@ def _notes(made: Made, report: Report, events: Path) -> dict[str, Any]:
     return {
         "stages": [{"name": stage.name, "planned_steps": stage.steps} for stage in made.assembled.recipe.stages],
         "stopped": dict(report.stopped),
+        "notes": list(report.notes),
         "last": last,
         "validations": {name: watch.results for name, watch in made.watches.items()},
         "compiled": explain(made.assembled.recipe).splitlines(),
@@ -332,7 +335,7 @@ def _extra(job: Job, made: Made) -> dict[str, Any]:
     return {
         "candidates": [candidate],
         "winner": candidate["name"],
-        "reasons": list(made.assembled.sentences),
+        "reasons": [*made.assembled.sentences, *notes["notes"]],
         "size": {key: about.get(key) for key in ("parameters", "trainable", "bytes")},
         "data": rows | {"used": used, "seen_share": used["train"] / max(1, rows["train"])},
         "test_uses": 1,

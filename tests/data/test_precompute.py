@@ -89,13 +89,15 @@ def test_token_results_are_padded_to_each_batch():
     assert source.computed == 60
 
 
-def test_the_function_runs_in_eval_mode_without_gradient():
-    function = Tokens()
+def test_the_function_runs_in_eval_mode_without_gradient_and_gets_its_modes_back():
+    function = Tokens().train()
+    function.embedding.eval()
     source = added(Examples(texts(), None, batch_size=60, seed=0), function, key="h", reads="input_ids")
     batch = next(source.batches(nn.Identity()))
     assert not batch["h"].requires_grad
     assert not batch["h"].is_inference()
     assert torch.allclose(batch["h"][:, 0], function.embedding.weight[batch["input_ids"][:, 0]])  # dropout was off
+    assert [part.training for part in (function, function.dropout, function.embedding)] == [True, True, False]
 
 
 def test_what_looks_new_each_time_is_computed_each_time():

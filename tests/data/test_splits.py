@@ -7,7 +7,7 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from regraft.config.data import DataSpec
@@ -84,6 +84,7 @@ def test_a_cut_by_time_takes_the_latest_and_parts_no_moment():
 
 @settings(max_examples=40, deadline=None)
 @given(labels=st.lists(st.integers(-1, 6), min_size=1, max_size=300), limit=st.integers(1, 300))
+@example(labels=[0, 1, 1, 1, 1, -1], limit=3)
 def test_a_limited_sample_has_the_size_and_the_shares(labels, limit):
     labels = np.array(labels)
     chosen = limited(labels, limit=limit, seed=0)

@@ -129,6 +129,24 @@ def test_a_damaged_store_or_one_that_something_else_made_is_an_error(tmp_path, d
         filled(keeping)
 
 
+def test_the_bytes_of_all_stores_count_together():
+    """Both stores hold the same column."""
+    wanted = [Wanted(columns=("first",)), Wanted(columns=("first",))]
+    stores = fill(Tokens(), both, texts(), wanted, keeping=Keeping(max_bytes=10 * 2 * 5 * 4), precision="fp32")
+    assert [store.kept for store in stores] == [10, 10]
+
+
+def test_a_cache_that_grows_too_large_loses_its_eldest_store(tmp_path, monkeypatch):
+    keeping = Keeping(max_bytes=ROOM, folder=tmp_path)
+    for seed in range(3):
+        filled(keeping, encoded=texts(seed=seed), identity=str(seed))
+    everything = sum(file.stat().st_size for file in tmp_path.rglob("*.bin"))
+    monkeypatch.setenv("REGRAFT_CACHE_GB", str(everything / 1e9))
+    filled(keeping, encoded=texts(seed=3), identity="3")
+    assert 0 < len(list(tmp_path.iterdir())) < 8
+    assert any('"of": "3"' in (place / NOTES).read_text() for place in tmp_path.iterdir())
+
+
 def test_what_fails_on_the_way_leaves_nothing_behind(tmp_path):
     def fails(own, batch):
         if len(batch["input_ids"]) > 2:
@@ -141,10 +159,11 @@ def test_what_fails_on_the_way_leaves_nothing_behind(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_thousand_changes_and_not_one_stale_answer(tmp_path):
+def test_a_thousand_changes_and_not_one_stale_answer(tmp_path, monkeypatch):
     """Weights, data, cut, precision, type and structure are changed one at a time: the store is never that of before."""
     random = np.random.default_rng(0)
     model, encoded = Tokens().eval(), texts(6)
+    monkeypatch.setenv("REGRAFT_CACHE_GB", "1")
     keeping = Keeping(max_bytes=ROOM, folder=tmp_path)
     rows = np.arange(6)
     known = {p.name for p in _opened(model, encoded, keeping, tmp_path)[1]}
@@ -176,7 +195,7 @@ def test_a_thousand_changes_and_not_one_stale_answer(tmp_path):
             batch = encoded.collate(rows)
             expected = model(**batch).detach() * batch["attention_mask"][..., None]
             assert torch.equal(store.columns["output"].rows(rows), expected), number
-    assert len(known) >= 600
+    assert len(known) == 1001
 
 
 def _opened(model, encoded, keeping, folder, precision="fp32"):

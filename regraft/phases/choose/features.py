@@ -20,7 +20,7 @@ from regraft.data.store import Keeping, Wanted, fill
 from regraft.data.sweep import sweep
 from regraft.models.frozen import content_key, identity_of
 from regraft.models.graft import Graft
-from regraft.models.tap import Tap, stored_key, structure_of, tensors_of
+from regraft.models.tap import Tap, fingerprint, stored_key, structure_of, tensors_of
 
 Read = tuple[int, str]  # a depth and how its output is pooled
 Features = dict[Read, Tensor]  # (N, F) each, rows in the order of the encoded examples
@@ -75,7 +75,7 @@ def all_features(
     names = {stored_key(read): read for read in widths}
     structure = f"packed {model.packing is not None} {structure_of({'backbone': model.backbone})}"
     tap = Tap("head", (), tensors_of([model.backbone]), structure)
-    identity = identity_of(tap, precision) | {"data": content_key(encoded)}
+    identity = identity_of(tap, fingerprint(tap.tensors), precision=precision, data=content_key(encoded))
     store = fill(
         model, named, encoded, [Wanted(columns=tuple(names), identity=identity)],
         keeping=keeping, precision=precision, progress=progress,

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from regraft.config.recipe import ProbeSpec
-from regraft.data.cache import cache_folder, trim
+from regraft.data.cache import cache_folder
 from regraft.data.encoded import Encoded
 from regraft.data.images import EncodedImages
 from regraft.data.store import Keeping
@@ -63,7 +63,6 @@ def probe_phase(job: Job) -> dict[str, Any]:
         meter.judge(*_gate(job, judged))
         save_heads(job, heads)
         job.found["features"] = best_depth(choice.curve, features["train"])
-        trim(cache_folder("stores"))
     notes = {
         "curve": list(choice.curve),
         "compared": list(choice.compared),

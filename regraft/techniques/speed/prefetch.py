@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -13,14 +13,14 @@ from pydantic import Field
 from torch import nn
 
 from regraft.core import Recipe, Stage, Technique, each_stage
-from regraft.core.protocols import Encoded, Source, State
+from regraft.core.protocols import Source, SourceWrapper
 from regraft.core.values import Batch
 from regraft.errors import Conflict
 
 WAIT_S = 0.05  # between two looks at whether the batches are still wanted
 
 
-class Prefetched(Source):
+class Prefetched(SourceWrapper):
     """`base` with its next batches made ahead, in their order, in a thread that lives as long as the iterator.
 
     Where the model is on a GPU and the batches are not, they are pinned in the thread and copied there without waiting.
@@ -28,17 +28,8 @@ class Prefetched(Source):
 
     def __init__(self, base: Source, *, batches: int) -> None:
         """Keep at most `batches` batches ready."""
-        self.base, self.ahead = base, batches
-
-    @property
-    def examples(self) -> Mapping[str, Encoded]:
-        """The source's: a stored result is computed from them, not from the batches."""
-        return self.base.examples
-
-    @property
-    def inputs(self) -> Mapping[str, str]:
-        """As the source's."""
-        return self.base.inputs
+        super().__init__(base)
+        self.ahead = batches
 
     def batches(self, model: nn.Module, start: int = 0, /) -> Iterator[Batch]:
         """The source's batches; what it raises is raised here, at the batch it was raised for."""
@@ -52,14 +43,6 @@ class Prefetched(Source):
                 yield batch if device.type == "cpu" else to_device(batch, device)
         finally:
             feed.close()
-
-    def state_dict(self) -> State:
-        """The inner source's."""
-        return self.base.state_dict()
-
-    def load_state_dict(self, state: State, /) -> None:
-        """Hand it to the inner source."""
-        self.base.load_state_dict(state)
 
 
 class _Feed:

@@ -19,7 +19,7 @@ from regraft.core.run import Run
 from regraft.core.stage import Recipe, Stage, trainable
 from regraft.core.technique import Technique
 from regraft.core.values import Batch
-from regraft.data.cache import cache_folder, trim
+from regraft.data.cache import cache_folder
 from regraft.data.precompute import Precompute
 from regraft.data.store import Keeping, unpadded
 from regraft.data.sweep import evaluating
@@ -98,20 +98,19 @@ def verify(model: nn.Module, parts: Split, batch: Batch) -> None:
 
 @dataclass(frozen=True)
 class TellStore(Hook):
-    """Writes what a stage's store holds into the log, once the stage is over."""
+    """Says what a stage's stores held, once the stage is over."""
 
     frozen: Frozen
     at: int
 
     def on_end(self, run: Run) -> None:
-        """Examples and bytes that are kept, whether on disk, and what rounding cost as a share of the largest value."""
-        if run.log is None:
-            return
-        run.flush()
+        """Examples and bytes that were kept, where, and what rounding cost."""
         for store in self.frozen.stores(self.at):
-            numbers = {"store/examples": store.kept, "store/bytes": store.num_bytes, "store/rounding": store.rounding}
-            numbers["store/on_disk"] = int(store.place is not None)
-            run.log.write([{"stage": run.stage.name, "step": run.clock.step, **numbers}])
+            place = "on disk" if store.place is not None else "in memory"
+            run.note(
+                f"CachePrefix: the store held {store.kept:,} examples, {store.num_bytes / 1e6:,.1f} MB {place}; rounding changed "
+                f"a value by {store.rounding:.1e} of the largest at most"
+            )
 
 
 class CachePrefix(Technique):
@@ -129,7 +128,7 @@ class CachePrefix(Technique):
         max_gb: room for stored results in gigabytes; what does not fit is computed again each time.
         keep: in `memory` for this run; or on `disk`, memory-mapped in the cache folder, for every later run over the same data
             with the same weights below the cut. `regraft cache` lists and clears it.
-        dtype: `bf16` halves the room; how much the rounding changed is written to the log.
+        dtype: `bf16` halves the room; how much the rounding changed is said in the log and the report.
 
     Example:
         ```yaml
@@ -165,8 +164,6 @@ class CachePrefix(Technique):
             if parts.tap not in frozen.taps:
                 frozen.taps.append(parts.tap)
             stages.append(_above(stage, parts, trained, frozen, frozen.taps.index(parts.tap)))
-        if folder is not None:
-            trim(folder)
         return replace(recipe, stages=tuple(stages))
 
     def _split(self, stage: Stage[Any]) -> tuple[Split, list[nn.Parameter]] | None:

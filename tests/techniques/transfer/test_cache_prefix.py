@@ -100,7 +100,7 @@ def test_weights_that_changed_are_never_answered_from_the_store():
         model[0].weight.add_(1.0)
     second = next(iter(source.batches(model)))
     assert torch.equal(first["id"], second["id"])
-    raw = next(iter(source.source.batches(model)))["x"]
+    raw = next(iter(source.base.batches(model)))["x"]
     assert torch.equal(second["x"], model[0](raw))
     assert not torch.equal(first["x"], second["x"])
 

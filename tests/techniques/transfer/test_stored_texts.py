@@ -6,7 +6,6 @@ import copy
 
 import numpy as np
 import pytest
-import torch
 import toy
 
 from regraft.core import Recipe, Stage, compile, fit
@@ -71,8 +70,4 @@ def test_losses_over_three_epochs_are_those_without_a_store(base, name, precisio
         stage = Stage(name="s", model=model, source=texts(), objective=cross_entropy, update=update, steps=9)
         recipe = compile(Recipe(model=model, stages=(stage,)), [*techniques_for(name, base), *extra])
         losses.append([record["loss"] for record in fit(recipe, log_every=1).history])
-    if precision == "fp32":
-        assert losses[1] == losses[0]
-    else:  # what is trained in bf16 is read in bf16
-        assert losses[1] == pytest.approx(losses[0], rel=5e-3)
-        assert torch.tensor(losses[0]).isfinite().all()
+    assert losses[1] == losses[0]
