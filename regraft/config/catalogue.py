@@ -31,6 +31,7 @@ CATALOGUE: dict[str, dict[str, str]] = {  # family -> class name -> module
         "LastK": "regraft.techniques.transfer.last_k",
         "LoRA": "regraft.techniques.peft.lora",
         "MAML": "regraft.techniques.meta.maml",
+        "MixUp": "regraft.techniques.regularise.mixup",
         "NormOnly": "regraft.techniques.peft.norm_only",
         "Prefetch": "regraft.techniques.speed.prefetch",
         "SAM": "regraft.techniques.regularise.sam",

@@ -14,6 +14,7 @@ from regraft.techniques.meta.maml import MAML
 from regraft.techniques.peft.adapter import Adapter
 from regraft.techniques.peft.lora import LoRA
 from regraft.techniques.peft.norm_only import NormOnly
+from regraft.techniques.regularise.mixup import MixUp
 from regraft.techniques.regularise.sam import SAM
 from regraft.techniques.regularise.weight_average import WeightAverage
 from regraft.techniques.speed.activation_checkpointing import ActivationCheckpointing
@@ -61,6 +62,7 @@ ROWS = [
     Case(LastK(blocks=1)),
     Case(LoRA(rank=2)),
     Case(MAML(ways=3, shots=2, queries=2, tasks=4)),
+    Case(MixUp(alpha=0.4), neutral=MixUp(alpha=0)),
     Case(NormOnly()),
     Case(Prefetch(batches=2), effect=False),
     Case(SAM(rho=0.1), neutral=SAM(rho=0)),
