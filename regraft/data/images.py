@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import struct
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -21,16 +18,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from regraft.data.image_config import image_options
+from regraft.data.safe_image import DAMAGE, MAX_PIXELS, BadImage, loaded, on_white, strips
 from regraft.errors import ConfigError, DataError
-
-MAX_PIXELS = 89_478_485  # Pillow's own limit; more is taken for a decompression bomb
-# no format that runs another program (EPS) or opens files by name
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
-_UNREADABLE = (
-    OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, struct.error, ArithmeticError,
-    Image.DecompressionBombError,
-)  # fmt: skip  # what Pillow's readers raise on damaged files
-_OPENING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -199,27 +188,13 @@ def upright(data: object, *, name: str, max_pixels: int = MAX_PIXELS) -> Image.I
     """The first frame of an image file, loaded and turned as its EXIF orientation says, in its own mode.
 
     Raises:
-        DataError: no bytes, no known image, truncated or damaged, or more than `max_pixels`.
+        BadImage: no bytes, no known image, truncated or damaged, or beyond a limit of `safe_image`.
     """
-    if not isinstance(data, bytes | bytearray | memoryview):
-        raise DataError(f"{name}: must be the bytes of an image file, got {type(data).__name__}")
-    if len(data) == 0:
-        raise DataError(f"{name}: the image file is empty")
+    image = loaded(data, name=name, max_pixels=max_pixels)
     try:
-        image = _opened(data)
-        if image.width * image.height > max_pixels:
-            raise DataError(
-                f"{name}: the image has {image.width} x {image.height} pixels, more than {max_pixels:,}; "
-                "make it smaller or leave it out"
-            )
-        image.load()
         return ImageOps.exif_transpose(image)
-    except DataError:
-        raise
-    except Image.UnidentifiedImageError:
-        raise DataError(f"{name}: not an image in a known format ({', '.join(FORMATS)})") from None
-    except _UNREADABLE as error:
-        raise DataError(f"{name}: the image cannot be read: {error}") from None
+    except DAMAGE as error:
+        raise BadImage("unreadable", f"the image cannot be read: {error}", name=name) from None
 
 
 def converted(image: Image.Image, num_channels: int, *, name: str = "image") -> Image.Image:
@@ -231,8 +206,7 @@ def converted(image: Image.Image, num_channels: int, *, name: str = "image") -> 
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _eight_bit(image, name)
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        colour = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour).convert("RGB")
+        image = on_white(image)
     mode = "L" if num_channels == 1 else "RGB"
     if image.mode == mode:
         return image
@@ -240,18 +214,11 @@ def converted(image: Image.Image, num_channels: int, *, name: str = "image") -> 
 
 
 def _eight_bit(image: Image.Image, name: str) -> Image.Image:
-    values = np.asarray(image)
-    if image.mode == "F" or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+    low, high = image.getextrema()
+    if image.mode == "F" or float(str(low)) < 0 or float(str(high)) > 65535:
         raise DataError(f"{name}: pixels of mode {image.mode!r} have no known range; save the image with 8 or 16 bits")
-    return Image.fromarray(np.round(values.astype(np.float64) / 257).astype(np.uint8))
-
-
-def _opened(data: bytes | bytearray | memoryview) -> Image.Image:
-    """The image with its header read. Pillow's limit, which the whole process shares, is off meanwhile: ours is exact."""
-    with _OPENING:
-        before = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
-        try:
-            return Image.open(io.BytesIO(data), formats=FORMATS)
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
+    out = np.empty((image.height, image.width), np.uint8)
+    for top, bottom in strips(image):
+        values = np.asarray(image.crop((0, top, image.width, bottom)))
+        out[top:bottom] = np.round(values.astype(np.float64) / 257)
+    return Image.fromarray(out)

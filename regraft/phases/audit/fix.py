@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from regraft.data.dataset import Dataset
+from regraft.data.safe_image import loaded
 from regraft.data.sniff import NO_DELIMITER, sniff
 from regraft.errors import DataError, RunError
 from regraft.phases.audit.duplicates import Keyed
@@ -248,8 +249,6 @@ def _write_images(
     part: Part, dataset: Dataset, report: AuditReport, keep: np.ndarray, labels: Mapping[int, str], out: Path
 ) -> dict[str, int]:
     """Copy the images of one split, odd ones as upright RGB PNG; what was changed, by reason."""
-    from PIL import Image
-
     odd = {kind: set() for kind in CONVERTED}
     for finding in report.findings:
         if finding.kind in CONVERTED and finding.split == part.name:
@@ -268,8 +267,7 @@ def _write_images(
         taken.add(target)
         (out / target).parent.mkdir(parents=True, exist_ok=True)
         if index in convert:
-            with Image.open(source) as image:
-                as_rgb(image).save(out / target)
+            as_rgb(loaded(source.read_bytes(), name=str(names[index]))).save(out / target)
         else:
             shutil.copyfile(source, out / target)
     done = {kind: sum(bool(keep[i]) for i in found) for kind, found in odd.items()}

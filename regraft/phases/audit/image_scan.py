@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import struct
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit; more is taken for a decompression bomb and not decoded
+from regraft.data.safe_image import DAMAGE, BadImage, frames_of, on_white, opened, strips
+
 GREY, COLOUR = 48, 16  # sides of the thumbnails
 SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe", ".mpo"),
@@ -24,12 +23,7 @@ SUFFIXES = {
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
-    "JPEG2000": (".jp2", ".j2k"),
 }
-_DAMAGE = (
-    OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, struct.error, ArithmeticError, MemoryError,
-    Image.DecompressionBombError,
-)  # fmt: skip  # what Pillow's readers raise on damaged files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,25 +76,21 @@ def look(data: bytes) -> Look:
     if not data:
         return Look(key=key, bad="empty (0 bytes)")
     try:
-        image = Image.open(io.BytesIO(data))
-    except Image.DecompressionBombError:
-        return Look(key=key, bad="a decompression bomb")
-    except _DAMAGE:
-        return Look(key=key, bad="not an image")
+        image = opened(data)
+    except BadImage as bad:
+        return Look(key=key, bad="a decompression bomb" if bad.kind == "decompression-bomb" else "not an image")
     width, height = image.size
     known = {"key": key, "format": image.format or "", "mode": image.mode, "width": width, "height": height}
-    if width * height > MAX_PIXELS:
-        return Look(**known, bad="a decompression bomb")
     try:
-        return _decoded(image, known)
-    except _DAMAGE:
+        return _decoded(image, known, frames=frames_of(data, image.format))
+    except DAMAGE:
         return Look(**known, bad="truncated or damaged")
 
 
-def _decoded(image: Image.Image, known: dict) -> Look:
+def _decoded(image: Image.Image, known: dict, *, frames: int) -> Look:
     """The rest of the look, which needs the pixels."""
     deep = image.mode.startswith("I") or image.mode == "F"
-    frames = int(getattr(image, "n_frames", 1))
+    frames = frames if image.format in ("GIF", "TIFF") else int(getattr(image, "n_frames", 1))
     orientation = int(image.getexif().get(0x0112, 1) or 1)
     image.load()
     transparent = "transparency" in image.info or (
@@ -132,13 +122,15 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """The image upright in RGB: deep grey scaled to 8 bits, transparency on white."""
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I") or upright.mode == "F":
-        values = np.asarray(upright, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        return Image.fromarray((np.clip(values / top, 0, 1) * 255).astype(np.uint8)).convert("RGB")
+        _, high = upright.getextrema()
+        top = 65535.0 if float(str(high)) > 255 else 255.0
+        out = np.empty((upright.height, upright.width), np.uint8)
+        for first, last in strips(upright):
+            values = np.asarray(upright.crop((0, first, upright.width, last)), dtype=np.float64)
+            out[first:last] = (np.clip(values / top, 0, 1) * 255).astype(np.uint8)
+        return Image.fromarray(out).convert("RGB")
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-        layered = upright.convert("RGBA")
-        ground = Image.new("RGBA", layered.size, "white")
-        return Image.alpha_composite(ground, layered).convert("RGB")
+        return on_white(upright)
     return upright.convert("RGB")
 
 
