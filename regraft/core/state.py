@@ -18,7 +18,8 @@ def run_state(run: Run) -> State:
     """The state of a run between two steps.
 
     The whole model is saved once; of a stage's model that is another module (the suffix behind a stored prefix, an
-    adversary), only the tensors that the whole model does not hold.
+    adversary), only the tensors that the whole model does not hold. What was logged is not part of it: the log is a file of
+    its own, and is cut back to the step the run goes on from.
     """
     stage = run.stage
     whole = run.recipe.model.state_dict()
@@ -34,13 +35,12 @@ def run_state(run: Run) -> State:
         "source": stage.source.state_dict(),
         "updates": {name: update.state_dict() for name, update in run.step.updates.items()},
         "hooks": [hook.state_dict() for hook in run.hooks],
-        "history": run.history,
         "stopped": run.stopped,
     }
 
 
 def load_run(run: Run, state: State) -> None:
-    """Put a run that stands at the start of a stage where the saved one stood.
+    """Put a run that stands in the same stage where the saved one stood; what it logged of later steps is forgotten.
 
     Raises:
         RunError: the state belongs to another recipe.
@@ -63,7 +63,8 @@ def load_run(run: Run, state: State) -> None:
     for hook, saved in zip(run.hooks, state["hooks"], strict=True):
         hook.load_state_dict(saved)
     run.clock = replace(run.clock, step=state["step"])
-    run.history = list(state["history"])
+    run.pending.clear()
+    run.history = [record for record in run.history if record["stage"] != stage.name or int(record["step"]) <= state["step"]]
     run.stopped = state["stopped"]
     if run.log is not None:
         run.log.rewind(run.index, run.clock.step)

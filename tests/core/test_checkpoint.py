@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
+import re
+import signal
+import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
-from toy import mlp, recipe, sgd, stage, weights
+from safetensors.torch import load_file
+from toy import adam, mlp, recipe, sgd, stage, weights
 
 from regraft.core import Hook, Source, fit
 from regraft.core import checkpoint as checkpoints
-from regraft.core.checkpoint import Checkpointer, load, load_newest, save
+from regraft.core.checkpoint import Best, Checkpointer, load, load_newest, save
+from regraft.core.files import clean
+from regraft.core.sizing import expected_bytes
+from regraft.core.stopping import Interrupted, Stop, listening
+from regraft.core.train import advance, start
 from regraft.errors import RunError
 
 STATE = {
@@ -84,44 +92,274 @@ def test_without_a_sound_checkpoint_there_is_none(tmp_path):
     assert load_newest(tmp_path) is None
 
 
-@pytest.mark.parametrize("during", ["_sync", "_write", "rename"])
-def test_a_write_that_fails_leaves_the_earlier_checkpoint_and_nothing_half_written(tmp_path, monkeypatch, during):
+@pytest.mark.parametrize("during", ["open", "write", "fsync", "rename"])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_write_that_fails_leaves_the_earlier_checkpoint_and_nothing_half_written(
+    tmp_path, monkeypatch, during, again
+):
     folder = tmp_path / "step-1"
     save(folder, {"step": 1, "w": torch.ones(2)})
 
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*((Path, "rename", full) if during == "rename" else (checkpoints, during, full)))
+    monkeypatch.setattr(os, during, full)
     with pytest.raises(RunError, match=r"could not be written \(No space left on device\); .* GB are free there"):
-        save(tmp_path / "step-2", {"step": 2, "w": torch.ones(2)})
+        save(folder if again else tmp_path / "step-2", {"step": 2, "w": torch.ones(2)})
     monkeypatch.undo()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-1"]
+    clean(tmp_path)  # a folder that cannot be opened cannot be removed either
+    assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
     assert load(folder)["step"] == 1
 
 
-def test_a_process_killed_while_writing_leaves_no_folder_under_the_final_name(tmp_path):
-    """Everything but the rename has happened: what is there is not called a checkpoint."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:  # pragma: no cover
-        os.close(read)
-        Path.rename = lambda *_: os._exit(9)  # type: ignore[method-assign]
-        save(tmp_path / "step-00000001", STATE)
-        os._exit(0)
-    os.close(write)
-    _, status = os.waitpid(child, 0)
-    os.close(read)
-    assert os.waitstatus_to_exitcode(status) == 9
-    assert list(tmp_path.glob("step-*")) == []
-    assert load_newest(tmp_path) is None
-    save(tmp_path / "step-00000001", STATE)  # the leftovers are in nobody's way
+def test_a_checkpoint_that_is_replaced_is_there_until_the_new_one_is(tmp_path, monkeypatch):
+    """Killed between the two renames: the folder is put in order, and holds the old one."""
+    folder = tmp_path / "step-00000001"
+    save(folder, {"step": 1})
+    rename, calls = os.rename, []
+
+    def killed(*names):
+        calls.append(names)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        rename(*names)
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(folder, {"step": 2})
+    monkeypatch.undo()
+    assert not folder.exists()
+    clean(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    assert load(folder)["step"] == 1
+
+
+def names(folder) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
 
 
 def test_the_newest_ones_are_kept(tmp_path):
     fit(recipe(stage(steps=7)), hooks=[Checkpointer(tmp_path, every=2, keep=2)])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000004", "step-00000006"]
+    assert names(tmp_path) == ["step-00000004", "step-00000006"]
+
+
+def test_the_best_ones_are_kept_as_well_and_saved_at_the_step_they_were_measured(tmp_path):
+    scores = {2: 0.5, 3: 0.9, 5: 0.7, 7: 0.9, 8: 0.1}
+    best = Best(keep=2, score=lambda run: scores.get(run.clock.step))
+    whole = recipe(stage(steps=12))
+    fit(whole, hooks=[Checkpointer(tmp_path, every=5, keep=1, best=best)])
+    assert names(tmp_path) == ["step-00000003", "step-00000007", "step-00000010"]
+    again = recipe(stage(steps=12))
+    state = load(tmp_path / "step-00000003")
+    fit(again, hooks=[Checkpointer(tmp_path, every=5, keep=1, best=best)], resume=state)
+    assert names(tmp_path) == ["step-00000003", "step-00000007", "step-00000010"]
+    assert torch.equal(weights(whole.model), weights(again.model))
+
+
+def test_checkpoints_of_later_steps_than_the_run_has_made_do_not_push_out_those_it_writes(tmp_path):
+    """Left behind by a run that was gone on with from before them, because they were damaged."""
+    for step in (7, 8, 9):
+        save(tmp_path / f"step-{step:08d}", {})
+        (tmp_path / f"step-{step:08d}" / "state.json").write_text("damaged")
+    fit(recipe(stage(steps=6)), hooks=[Checkpointer(tmp_path, every=2, keep=1)])
+    assert names(tmp_path) == ["step-00000004"]
+    assert load_newest(tmp_path) is not None
+
+
+def test_the_newest_is_that_of_the_latest_step_whatever_the_clock_says(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path / f"step-{step:08d}", {"step": step})
+        os.utime(tmp_path / f"step-{step:08d}", (1e9 - step, 1e9 - step))
+    found = load_newest(tmp_path)
+    assert found is not None
+    assert found[0]["step"] == 3
+
+
+class Slow:
+    """A write that takes until it is let go."""
+
+    def __init__(self, monkeypatch, error: OSError | None = None):
+        self.gate, self.done, self.error, self.write = threading.Event(), 0, error, checkpoints.write
+        monkeypatch.setattr(checkpoints, "write", self)
+
+    def __call__(self, *args, **options):
+        self.gate.wait(10)
+        if self.error is not None:
+            raise RunError("the disk is full")
+        self.write(*args, **options)
+        self.done += 1
+
+
+class At(Hook):
+    """Calls a function at a step."""
+
+    def __init__(self, step, call):
+        self.step, self.call = step, call
+
+    def on_step(self, run, loss):
+        if run.clock.step == self.step:
+            self.call(run)
+
+
+def test_steps_go_on_while_a_checkpoint_is_written_and_it_holds_the_step_it_was_made_at(tmp_path, monkeypatch):
+    slow, saved = Slow(monkeypatch), []
+
+    def at_two(run):
+        saved.append(weights(run.recipe.model).clone())
+
+    def at_four(run):
+        assert slow.done == 0  # two steps were made meanwhile
+        slow.gate.set()
+
+    made = recipe(stage(steps=5))
+    fit(made, hooks=[At(2, at_two), At(4, at_four), Checkpointer(tmp_path, every=2, keep=9)])
+    assert slow.done == 2
+    state = load(tmp_path / "step-00000002")
+    assert torch.equal(torch.cat([value.flatten() for value in state["model"].values()]), saved[0])
+
+
+def test_a_write_that_failed_in_the_background_ends_the_run(tmp_path, monkeypatch):
+    slow, steps = Slow(monkeypatch, OSError()), []
+    slow.gate.set()
+    for every, last in ((2, 6), (5, 5)):  # at a later step; at the latest at the end of the stage
+        with pytest.raises(RunError, match="the disk is full"):
+            fit(recipe(stage(steps=6)), hooks=[At(6, steps.append), Checkpointer(tmp_path, every=every)])
+        assert len(steps) <= last
+
+
+def test_who_reads_the_newest_waits_for_the_one_that_is_being_written(tmp_path, monkeypatch):
+    slow, found = Slow(monkeypatch), []
+
+    def read(run):
+        threading.Timer(0.1, slow.gate.set).start()
+        found.append(load_newest(tmp_path))
+
+    fit(recipe(stage(steps=5)), hooks=[At(4, read), Checkpointer(tmp_path, every=3)])
+    assert found[0] is not None
+    assert found[0][0]["step"] == 3
+
+
+def test_a_state_does_not_grow_with_the_steps(tmp_path):
+    sizes = []
+    for steps in (10, 400):
+        fit(recipe(stage(steps=steps)), hooks=[Checkpointer(tmp_path / str(steps), every=steps - 1)])
+        file = next((tmp_path / str(steps)).glob("step-*")) / "state.json"
+        sizes.append(file.stat().st_size)
+    assert abs(sizes[1] - sizes[0]) <= 10  # digits of a number
+
+
+@pytest.mark.parametrize("update", [sgd(0.1), sgd(0.1, max_norm=1.0), adam()])
+def test_the_size_is_known_before_the_first_step_within_five_percent(tmp_path, update):
+    made = stage(mlp(width=128), steps=4, update=update)
+    run = start(recipe(made))
+    expected = expected_bytes(run)
+    advance(run)
+    save(tmp_path / "c", run.state_dict())
+    real = sum(file.stat().st_size for file in (tmp_path / "c").iterdir())
+    assert expected == pytest.approx(real, rel=0.05)
+
+
+def test_too_little_room_is_said_with_figures_before_a_step_is_made(tmp_path, monkeypatch):
+    steps, usage = [], SimpleNamespace(free=30_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    hooks = [At(1, steps.append), Checkpointer(tmp_path, every=2, keep=2)]
+    with pytest.raises(RunError) as error:
+        fit(recipe(stage(mlp(width=64), steps=6, update=adam())), hooks=hooks)
+    assert re.search(r": 3 checkpoints of \d+\.\d\d kB need 1\d\d\.\d\d kB, but 30\.00 kB are free there; ", str(error.value))
+    assert "checkpoint.keep_last" in str(error.value)
+    assert steps == []
+
+
+def test_being_asked_to_stop_saves_after_the_step_and_ends_there(tmp_path):
+    whole, made = recipe(stage(steps=9)), recipe(stage(steps=9))
+    fit(whole)
+    stop, steps = Stop(), []
+    ask = At(4, lambda run: setattr(stop, "requested", signal.SIGTERM))
+    with pytest.raises(Interrupted) as stopped:
+        fit(made, hooks=[ask, At(5, steps.append), Checkpointer(tmp_path, every=100, stop=stop)])
+    assert stopped.value.exit_code == 143
+    assert steps == []
+    assert names(tmp_path) == ["step-00000004"]
+    again = recipe(stage(steps=9))
+    fit(
+        again,
+        hooks=[ask, At(5, steps.append), Checkpointer(tmp_path, every=100)],
+        resume=load(tmp_path / names(tmp_path)[0]),
+    )
+    assert torch.equal(weights(again.model), weights(whole.model))
+
+
+def test_the_signals_do_what_they_did_before_once_the_run_is_over():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with listening() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # the second one ends at once
+        with stop.held():
+            stop.check()
+        with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+            stop.check()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_handler_that_somebody_has_set_is_left_alone():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with listening() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.requested is None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_outside_the_main_thread_no_signal_is_listened_to():
+    seen = []
+
+    def work():
+        with listening():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGINT)]
+
+
+@pytest.mark.parametrize("part", ["space", "digit", "seal", "name"])
+def test_a_manifest_with_a_changed_byte_is_noticed(tmp_path, part):
+    save(tmp_path / "step-1", STATE)
+    file = tmp_path / "step-1" / "manifest.json"
+    raw = file.read_text()
+    changed = {"space": raw + " ", "digit": raw.replace("/2", "/3"), "seal": raw[:-5] + "0000}", "name": raw}[part]
+    if part == "name":  # the sound checkpoint of another step
+        save(tmp_path / "step-2", STATE)
+        changed = (tmp_path / "step-2" / "manifest.json").read_text()
+    file.write_text(changed)
+    with pytest.raises(RunError, match="not a sound checkpoint"):
+        load(tmp_path / "step-1")
+
+
+def test_what_is_written_is_a_safetensors_file_of_every_type(tmp_path):
+    types = [
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    ]
+    state = {str(kind): torch.arange(7).remainder(2).to(kind) for kind in types}
+    state |= {"strided": torch.arange(6.0).reshape(2, 3).t(), "scalar": torch.tensor(3.0), "none": torch.zeros(0, 4)}
+    save(tmp_path / "c", state)
+    found = load_file(tmp_path / "c" / "state.safetensors")
+    assert all(
+        torch.equal(found[f"/{name}"], value) and found[f"/{name}"].dtype == value.dtype
+        for name, value in state.items()
+    )
+    with pytest.raises(RunError, match=r"the state /x is of type torch\.complex64"):
+        save(tmp_path / "d", {"x": torch.zeros(1, dtype=torch.complex64)})
 
 
 class Remembering(Hook):
