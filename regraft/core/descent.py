@@ -1,6 +1,7 @@
 """The default update and step: one optimizer step on the mean loss of a batch.
 
-Precision, accumulation, clipping and the learning-rate schedule live here and nowhere else.
+Precision, accumulation, clipping and the learning-rate schedule live here and nowhere else; so do the two things that can go
+wrong in any step, numbers that are not finite and memory that does not suffice.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from regraft.core.protocols import LossFn, NamedParams, State, Update
-from regraft.core.values import Batch, Clock, Loss, mean, split
-from regraft.errors import ConfigError
+from regraft.core.finite import Finite, NotFinite, Pass
+from regraft.core.micro_batch import Attendant, out_of_memory, randomness, restore_randomness, smaller
+from regraft.core.protocols import LossFn, NamedParams, State, Step, Update
+from regraft.core.values import Batch, Clock, Loss, mean, size, split
+from regraft.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from regraft.core.stage import Stage
@@ -34,6 +37,10 @@ class Descent:
     Gradients are summed as `value * weight` over the slices and divided by the total weight once, so slices that hold
     unequal numbers of tokens give the gradient of the whole batch. `backward(inputs=params)` keeps gradients out of
     parameters this update does not own, which makes two-player games safe without toggling `requires_grad`.
+
+    Nothing is made of gradients or a loss that are not finite: `apply` raises `NotFinite` before it changes anything. Where
+    memory runs out, and the run that attends to this update says that batches may be cut, the gradients so far are dropped and
+    computed again in slices of half the size, with the same random numbers; `micro` then stays what was found.
 
     Args:
         params: the parameters to own, by name.
@@ -65,6 +72,9 @@ class Descent:
         self.params: Sequence[nn.Parameter] = list(params.values())
         self.make, self.micro, self.max_norm, self.schedule, self.precision = make, micro, max_norm, schedule, precision
         self._use(make(self.named, {}))
+        self.device, self.finite = self.params[0].device, Finite(self.params)
+        self.made_of: Pass | None = None  # what the gradients that wait to be applied were made of
+        self.attendant: Attendant | None = None  # set by the run this update is part of
 
     def _use(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -75,9 +85,35 @@ class Descent:
         self._use(self.make(self.named, scales))
 
     def gradients(self, loss_fn: LossFn, batch: Batch) -> Loss:
-        """Fill `.grad` of the owned parameters with the gradient of the batch's mean loss, and of no others."""
+        """Fill `.grad` of the owned parameters with the gradient of the batch's mean loss, and of no others.
+
+        Raises:
+            RunError: memory does not suffice, and the batch must not be cut or holds one example.
+        """
+        before = randomness(self.device)
+        while True:
+            try:
+                loss = self._accumulated(loss_fn, batch)
+                self.made_of = Pass(loss_fn, batch, loss, self.micro, self._mode)
+                return loss
+            except (RuntimeError, MemoryError) as error:
+                if self.attendant is None or not out_of_memory(error):
+                    raise
+                reason = str(error)
+            # here, and not in the handler: what the failed pass held is let go with its frames
+            self._drop_gradients()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._cut_smaller(self.attendant, size(batch), reason)
+            restore_randomness(self.device, before)
+
+    def _drop_gradients(self) -> None:
         for parameter in self.params:  # what optimizer.zero_grad does, without 10 us for its profiler range
             parameter.grad = None
+
+    def _accumulated(self, loss_fn: LossFn, batch: Batch) -> Loss:
+        """`gradients`, in `micro` slices."""
+        self._drop_gradients()
         losses: list[Loss] = []
         wanted = [p for p in self.params if p.requires_grad]  # a technique may pass over some of them for a while
         for part in split(batch, self.micro):
@@ -92,6 +128,26 @@ class Descent:
             torch._foreach_div_(grads, total)  # type: ignore[attr-defined]
         return mean(losses)
 
+    def _cut_smaller(self, attendant: Attendant, rows: int, reason: str) -> None:
+        """Let a slice hold half as many examples from here on, and say so."""
+        micro, whole, where = smaller(rows, self.micro), attendant.whole(), attendant.where()
+        now = -(-rows // self.micro)
+        if micro is None:
+            raise RunError(
+                f"{where}: memory does not suffice for a single example ({_short(reason)}); make examples smaller (max_length, "
+                "image_size), train fewer weights (LoRA, LastK), or use ActivationCheckpointing"
+            )
+        if whole is not None:
+            raise RunError(
+                f"{where}: memory does not suffice for {now:,} examples at once ({_short(reason)}), and the batch cannot be cut, "
+                f"because {whole}; lower train.batch_size, or set train.micro if slices may differ from the batch"
+            )
+        self.micro = micro
+        attendant.note(
+            f"{where}: memory did not suffice for {now:,} examples at once, so batches are cut into {micro} slices from here on; "
+            "a step is still one of the whole batch"
+        )
+
     def _mode(self) -> AbstractContextManager[Any]:
         """Autocast for bf16; nothing for fp32."""
         if self.precision == "fp32":
@@ -99,7 +155,15 @@ class Descent:
         return torch.autocast(self.params[0].device.type, dtype=torch.bfloat16)
 
     def apply(self, clock: Clock) -> None:
-        """Clip, set the learning rates of this clock, and let the optimizer step."""
+        """Clip, set the learning rates of this clock, and let the optimizer step.
+
+        Raises:
+            NotFinite: a gradient or the loss is not finite; nothing has been changed.
+        """
+        made_of, self.made_of = self.made_of, None
+        grads = [p.grad for p in self.params if p.grad is not None]
+        if not self.finite(grads, None if made_of is None else made_of.loss.value):
+            raise NotFinite(self.named, made_of)
         if self.max_norm is not None:
             nn.utils.clip_grad_norm_(self.params, self.max_norm)
         factor = self.schedule(clock)
@@ -114,8 +178,14 @@ class Descent:
         return loss
 
     def adopt(self, previous: Update) -> None:
-        """Copy the optimizer state of every parameter that an earlier Descent of the same kind of optimizer owned too."""
-        if not isinstance(previous, Descent) or type(previous.optimizer) is not type(self.optimizer):
+        """Copy the optimizer state of every parameter that an earlier Descent of the same kind of optimizer owned too.
+
+        The number of slices that memory suffices for is taken over as well.
+        """
+        if not isinstance(previous, Descent):
+            return
+        self.micro = max(self.micro, previous.micro)  # memory will not suffice here either
+        if type(previous.optimizer) is not type(self.optimizer):
             return
         for name, parameter in self.named.items():
             earlier = previous.named.get(name)
@@ -123,15 +193,17 @@ class Descent:
                 self.optimizer.state[parameter] = _copied(previous.optimizer.state[earlier])
 
     def state_dict(self) -> State:
-        """Optimizer state by parameter name, and what the optimizer keeps in its groups."""
+        """Optimizer state by parameter name, what the optimizer keeps in its groups, and how many slices a batch is cut into."""
         state = {name: dict(self.optimizer.state[p]) for name, p in self.named.items() if p in self.optimizer.state}
         groups = [
             {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
         ]
-        return {"state": state, "groups": groups}
+        return {"state": state, "groups": groups, "micro": self.micro}
 
     def load_state_dict(self, state: State) -> None:
-        """Take back what `state_dict` gave, by parameter name."""
+        """Take back what `state_dict` gave, by parameter name; parameters it does not name have no state then."""
+        self.optimizer.state.clear()
+        self.micro = max(self.micro, state.get("micro", 1))
         for name, values in state["state"].items():
             self.optimizer.state[self.named[name]] = _copied(values)
         for group, saved in zip(self.optimizer.param_groups, state["groups"], strict=True):
@@ -141,6 +213,22 @@ class Descent:
         """`Descent(AdamW)` with what differs from the defaults."""
         extras = [f"micro={self.micro}"] * (self.micro > 1) + [self.precision] * (self.precision != "fp32")
         return f"Descent({', '.join([type(self.optimizer).__name__, *extras])})"
+
+
+def descents(step: Step) -> list[Descent]:
+    """Every Descent that a step makes use of, below what wraps it."""
+    found: list[Descent] = []
+    for update in step.updates.values():
+        inner: object = update
+        while inner is not None and not isinstance(inner, Descent):
+            inner = getattr(inner, "base", None)
+        found += [inner] if inner is not None else []
+    return found
+
+
+def _short(reason: str) -> str:
+    """The first sentence of an allocator's message."""
+    return reason.strip().splitlines()[0][:120].rstrip(" .") if reason.strip() else "no memory"
 
 
 def _copied(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from regraft.core.finite import refuse_bad_weights
 from regraft.core.protocols import Hook, State, Step
 from regraft.core.stage import Recipe, Stage
 from regraft.core.state import run_state
@@ -49,6 +50,7 @@ class Run:
     notes: list[str] = field(
         default_factory=list[str]
     )  # what hooks measured and decided in this process, a sentence each
+    passed_over: bool = False  # the step being run changes nothing, so it has no loss to record
 
     @property
     def stage(self) -> Stage[Any]:
@@ -59,15 +61,23 @@ class Run:
         """End the stage after this step."""
         self.stopped = reason
 
-    def note(self, sentence: str) -> None:
-        """Keep a sentence about what a hook decided: for the report, and in the log where there is one."""
+    def note(self, sentence: str, *, step: int | None = None) -> None:
+        """Keep a sentence about what was decided: for the report, and in the log where there is one.
+
+        `step` is the one it belongs to, by default the one made last; what is said within a step belongs to the one being made.
+        """
         self.notes.append(sentence)
         if self.log is not None:
             self.flush()
-            self.log.write([{"stage": self.stage.name, "step": self.clock.step, "note": sentence}])
+            self.log.write(
+                [{"stage": self.stage.name, "step": self.clock.step if step is None else step, "note": sentence}]
+            )
 
     def record(self, loss: Loss) -> None:
         """Note the loss of the step just made; it is read from the device every `log_every` steps."""
+        if self.passed_over:
+            self.passed_over = False
+            return
         self.pending.append((self.clock.step, loss))
         if len(self.pending) >= self.log_every or self.clock.step == self.clock.total:
             self.flush()
@@ -98,8 +108,13 @@ class Run:
             self.log.write(records)
 
     def state_dict(self) -> State:
-        """Everything the next step depends on, for a checkpoint."""
+        """Everything the next step depends on, for a checkpoint.
+
+        Raises:
+            RunError: a weight is not finite; such a state is not to be gone on from.
+        """
         self.flush()
+        refuse_bad_weights(self)
         return run_state(self)
 
 

@@ -11,7 +11,8 @@
         hooks: on_end
 
 A run is resumed by building the same recipe and handing `fit` the state a checkpoint holds. Nothing in the loop asks
-which technique is on, and nothing in it waits for the device: numbers are read when the log is written.
+which technique is on. Losses are read when the log is written; a step reads one number from the device, which says whether all
+gradients are finite, before it changes a parameter.
 """
 
 from __future__ import annotations
@@ -23,13 +24,18 @@ from itertools import islice
 
 import torch
 
+from regraft.core.descent import descents
+from regraft.core.finite import Trouble, refuse_bad_weights
+from regraft.core.guard import explained
+from regraft.core.micro_batch import Attendant, out_of_memory, why_whole
 from regraft.core.modes import train_mode
 from regraft.core.protocols import Hook, State
 from regraft.core.run import Log, Record, Run
 from regraft.core.seeding import seed_default
 from regraft.core.stage import Recipe
 from regraft.core.state import load_run
-from regraft.core.values import Clock
+from regraft.core.values import Batch, Clock, Loss
+from regraft.errors import RunError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +76,7 @@ def fit(
         The report; the models of the recipe hold the trained weights.
 
     Raises:
-        RunError: a loss is not finite, or `resume` belongs to another recipe.
+        RunError: a loss, a gradient or a weight is not finite, memory does not suffice, or `resume` belongs to another recipe.
     """
     history: list[Record] = []
     steps: dict[str, int] = {}
@@ -111,7 +117,15 @@ def start(
     for name, update in step.updates.items():
         if previous is not None and name in previous.step.updates:
             update.adopt(previous.step.updates[name])
-    return Run(recipe, index, step, Clock(0, stage.steps), seed, (*stage.hooks, *hooks), log_every, log)
+    run = Run(recipe, index, step, Clock(0, stage.steps), seed, (*stage.hooks, *hooks), log_every, log)
+    attendant = Attendant(
+        where=lambda: f"stage {stage.name!r}, step {run.clock.step + 1:,}",
+        whole=lambda: why_whole(stage),
+        note=lambda sentence: run.note(sentence, step=run.clock.step + 1),
+    )
+    for descent in descents(step):
+        descent.attendant = attendant
+    return run
 
 
 def advance(run: Run, steps: int | None = None) -> Run:
@@ -127,7 +141,7 @@ def advance(run: Run, steps: int | None = None) -> Run:
         if stage.model.training != trains:  # a hook or a source has evaluated it
             train_mode(stage.model)
         seed_default(run.seed, run.index, run.clock.step)
-        loss = run.step(batch, run.clock)
+        loss = make_step(run, batch)
         run.clock = replace(run.clock, step=run.clock.step + 1)
         run.record(loss)
         for hook in run.hooks:
@@ -136,9 +150,30 @@ def advance(run: Run, steps: int | None = None) -> Run:
             break
     run.flush()
     if run.clock.step == run.clock.total or run.stopped:
+        refuse_bad_weights(run)
         for hook in run.hooks:
             hook.on_end(run)
     return run
+
+
+def make_step(run: Run, batch: Batch) -> Loss:
+    """One step of the run on a batch; its loss.
+
+    Raises:
+        RunError: numbers are not finite, with the place they come from and before a parameter is changed; or the optimizer found
+            no memory for its state.
+    """
+    try:
+        return run.step(batch, run.clock)
+    except Trouble as trouble:
+        raise RunError(explained(run, trouble)) from None
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise RunError(
+            f"stage {run.stage.name!r}: memory does not suffice for step {run.clock.step + 1:,} beside its gradients; "
+            "train fewer weights (LoRA, LastK), or use an optimizer with less state (SGD)"
+        ) from error
 
 
 def _devices() -> list[int]:

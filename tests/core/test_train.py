@@ -111,7 +111,7 @@ def test_a_hook_may_stop_the_stage_and_the_next_one_still_runs():
     assert report.stopped == {"one": "no progress"}
 
 
-def test_losses_are_read_from_the_device_once_per_log_interval():
+def test_a_step_reads_one_number_from_the_device_and_losses_are_read_once_per_log_interval():
     reads = []
     originals = {
         name: getattr(Tensor, name) for name in ("item", "tolist", "__float__", "__bool__", "__int__", "numpy")
@@ -128,7 +128,8 @@ def test_losses_are_read_from_the_device_once_per_log_interval():
     fit(recipe(stage(steps=1)))  # whatever torch sets up once
     with patch.multiple(Tensor, **{name: counted(name) for name in originals}):
         fit(plain, log_every=10)
-    assert reads == ["tolist"] * 4, "a read of the device between two logs"
+    checks = (["__float__"] * 10 + ["tolist"]) * 4 + ["__float__"]  # of each step's gradients, and of the last weights
+    assert reads == checks, "a read of the device beside the checks and the log"
 
 
 def test_the_log_holds_the_mean_loss_its_terms_and_weight_of_every_step():
@@ -146,8 +147,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_a_way_out(valu
     with pytest.raises(RunError) as error:
         fit(recipe(stage(steps=10, objective=broken)))
     assert str(error.value) == (
-        f"stage 'toy': the loss became {value} at step 5; lower the learning rate, clip gradients (max_norm), or use "
-        "precision fp32"
+        f"stage 'toy': the loss became {value} at step 5 (the outputs of all layers are finite); lower the learning rate, clip "
+        "gradients (max_norm), or use precision fp32, or let the technique Guard skip such steps"
     )
 
 

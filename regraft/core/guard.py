@@ -1,0 +1,121 @@
+"""Where numbers come from that are not finite: the weights, the rows of the batch, the terms of the loss, the layer.
+
+Nothing here runs before a step has been found that must not be made, see `core.finite`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from regraft.core.finite import ADVICE, NAMED, NotFinite, Pass, Trouble, bad_weights, listed, modules_of, not_finite
+from regraft.core.seeding import seed_default
+from regraft.core.trial import trial
+from regraft.core.values import Batch, split
+
+if TYPE_CHECKING:
+    from regraft.core.run import Run
+
+
+def explained(run: Run, trouble: Trouble) -> str:
+    """One sentence: stage, step, what is not finite, the first place it is in, and the way out.
+
+    It runs the forward pass of the step once more, with a look at the output of every layer; the run is left as it was,
+    without gradients.
+    """
+    head = f"stage {run.stage.name!r}: "
+    if not isinstance(trouble, NotFinite):
+        return head + str(trouble)
+    return f"{head}{trouble.what} at step {run.clock.step + 1:,}{_origin(run, trouble)}"
+
+
+def _origin(run: Run, trouble: NotFinite) -> str:
+    """` (the first place it is in); the way out`."""
+    weights = bad_weights(run)
+    if weights:
+        return f" ({listed(weights, 'weight', 'weights')} not finite before it); {ADVICE}, or let the technique Guard roll back"
+    made_of = trouble.made_of
+    if made_of is None:
+        return f"; {ADVICE}"
+    rows = [_rows(run, key, made_of.batch) for key in not_finite(made_of.batch.items())]
+    terms = not_finite(made_of.loss.terms.items())
+    found = [
+        *rows,
+        *([f"{listed(terms, 'term', 'terms')} of the loss not finite"] if terms else []),
+        _layer(run, made_of),
+    ]
+    text = "; ".join(part for part in found if part)
+    advice = "repair or drop these rows" if rows else ADVICE
+    return f" ({text}); {advice}, or let the technique Guard skip such steps"
+
+
+def _rows(run: Run, key: str, batch: Batch) -> str:
+    """`'x' of the batch is not finite in row 3 (example 17)`."""
+    bad = (~batch[key].detach().isfinite()).reshape(len(batch[key]), -1).any(1).nonzero().flatten().cpu()
+    ids = batch.get(run.stage.source.inputs.get(key, ""))
+    examples = ids[bad.to(ids.device)].cpu() if ids is not None and ids.shape == (len(batch[key]),) else bad
+    rows, named = (cast(list[int], part[:NAMED].tolist()) for part in (bad, examples))  # pyright: ignore[reportUnknownMemberType]
+    several, more = "s" * (len(bad) > 1), ", ..." * (len(bad) > NAMED)
+    text = f"{key!r} of the batch is not finite in row{several} {_joined(rows)}{more}"
+    return text if examples is bad else f"{text} (example{several} {_joined(named)}{more})"
+
+
+def _joined(numbers: Sequence[int]) -> str:
+    return ", ".join(str(number) for number in numbers)
+
+
+class _Found(Exception):  # no error: it ends a forward pass at the layer that was looked for
+    pass
+
+
+def _layer(run: Run, made_of: Pass) -> str:
+    """`the output of layer 'head' is the first that is not finite`, found by running the forward pass again."""
+    modules = modules_of({"": run.stage.model, "objective": run.stage.objective})
+    names = {module: name or type(module).__name__ for name, module in modules}
+    first: list[str] = []
+
+    def look(module: nn.Module, _: Any, output: object) -> None:
+        if not first and not_finite(("", tensor) for tensor in _tensors(output)):
+            first.append(names[module])
+            raise _Found
+
+    handles = [module.register_forward_hook(look) for module in names]
+    try:
+        with trial(run), _same_numbers(run), torch.enable_grad():
+            for part in split(made_of.batch, made_of.micro):
+                with made_of.mode():
+                    if not bool(made_of.loss_fn(part).value.isfinite()):
+                        return "the outputs of all layers are finite"
+    except _Found:
+        return f"the output of layer {first[0]!r} is the first that is not finite"
+    except RuntimeError as error:
+        return f"the forward pass could not be repeated: {error}"
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not bool(made_of.loss.value.isfinite()):
+        return "a second forward pass of the same batch was finite, so the device or the objective is not deterministic"
+    return "the forward pass is finite"
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(cast(Mapping[object, object], value).values()))
+    elif isinstance(value, list | tuple):
+        for item in cast(Sequence[object], value):
+            yield from _tensors(item)
+
+
+@contextmanager
+def _same_numbers(run: Run) -> Generator[None]:
+    """Inside, dropout draws what it drew in the step; after it the generators are what they were."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):  # pyright: ignore[reportUnknownMemberType]
+        seed_default(run.seed, run.index, run.clock.step)
+        yield
