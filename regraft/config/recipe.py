@@ -83,10 +83,11 @@ class ValidateSpec(Spec):
 
 
 class CheckpointSpec(Spec):
-    """How often a run can be resumed from."""
+    """How often a run can be resumed from, and which checkpoints are kept."""
 
     every_steps: int = Field(default=200, ge=1)
-    keep: int = Field(default=2, ge=1)
+    keep_last: int = Field(default=2, ge=1)  # the newest ones
+    keep_best: int = Field(default=0, ge=0)  # those with the best validation scores too, saved when they were measured
 
 
 class StageSpec(Spec):

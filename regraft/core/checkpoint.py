@@ -23,7 +23,7 @@ from regraft.core.stopping import Stop
 from regraft.core.values import Loss
 from regraft.errors import RunError
 
-__all__ = ["Best", "Checkpointer", "load", "load_newest", "save"]
+__all__ = ["Best", "Checkpointer", "find_newest", "load", "load_newest", "save"]
 
 
 def load_newest(folder: Path) -> tuple[State, Path, list[str]] | None:
@@ -31,16 +31,22 @@ def load_newest(folder: Path) -> tuple[State, Path, list[str]] | None:
 
     Newest is the one of the latest step; no clock is asked. A checkpoint that this process is still writing is waited for.
     """
+    found, damaged = find_newest(folder)
+    return None if found is None else (*found, damaged)
+
+
+def find_newest(folder: Path) -> tuple[tuple[State, Path] | None, list[str]]:
+    """As `load_newest`, with the sentences where none is sound as well."""
     writer = _writers.get(folder.resolve())
     if writer is not None:
         writer.join()
     damaged: list[str] = []
     for path in _saved(folder)[::-1]:
         try:
-            return load(path), path, damaged
+            return (load(path), path), damaged
         except RunError as error:
             damaged.append(str(error))
-    return None
+    return None, damaged
 
 
 @dataclass(frozen=True)

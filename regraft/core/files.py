@@ -65,6 +65,11 @@ def replaced_of(path: Path) -> Path:
 
 def sync_folder(path: Path) -> None:
     """Make the names in a folder durable."""
+    sync_file(path)
+
+
+def sync_file(path: Path) -> None:
+    """Make what another hand has written to a file durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

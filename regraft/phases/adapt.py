@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,9 +14,11 @@ from safetensors.torch import save_model as save_tensors
 from torch import Tensor, nn
 
 from regraft.config.recipe import CandidateSpec, RaceSpec
-from regraft.core.checkpoint import Checkpointer, load, load_newest, save
+from regraft.core.checkpoint import Best, Checkpointer, find_newest, load, save
 from regraft.core.descent import Precision
 from regraft.core.modes import eval_mode
+from regraft.core.protocols import State
+from regraft.errors import RunError
 from regraft.losses.supervised import per_example_losses
 from regraft.models.graft import Graft
 from regraft.models.standard import StandardHead
@@ -27,9 +30,10 @@ from regraft.phases.choose.race import Runner, Track, finish, run_race
 from regraft.phases.job import Job
 from regraft.phases.metering import step_flops, units
 from regraft.phases.rundir import EVENTS, EventLog
-from regraft.phases.training import Valid, better, epochs_of
+from regraft.phases.training import Valid, better, epochs_of, newest_score, weight_bytes
 
-WINNER, FINAL = "winner", "final.safetensors"
+CHECKPOINTS, WINNER = "checkpoints", "winner"
+FINAL, FINAL_VALID = "phases/final.safetensors", "phases/final_valid.npy"
 
 
 def race_phase(job: Job) -> dict[str, Any]:
@@ -80,13 +84,13 @@ def _forget_events(job: Job) -> None:
 
 
 def _winner_folder(job: Job) -> Path:
-    return job.run.path / "checkpoints" / WINNER
+    return job.run.path / CHECKPOINTS / WINNER
 
 
 def _track(job: Job) -> Track:
     materials = job.materials
     precision: Precision = job.precision
-    every, keep = job.spec.checkpoint.every_steps, job.spec.checkpoint.keep
+    options = job.spec.checkpoint
     valid = Valid(
         encoded=materials.encoded("valid"), targets=materials.targets("valid"), task=materials.task, precision=precision
     )
@@ -101,7 +105,15 @@ def _track(job: Job) -> Track:
         patience=job.spec.validate_.patience,
         log_for=lambda name: EventLog(job.run.path / EVENTS, candidate=name),
         tell=job.reporter.advance,
-        hooks=lambda name: (Checkpointer(job.run.path / "checkpoints", every=every, keep=keep, enabled=False),),
+        hooks=lambda name: (
+            Checkpointer(
+                job.run.path / CHECKPOINTS,
+                every=options.every_steps,
+                keep=options.keep_last,
+                stop=job.stop,
+                enabled=False,
+            ),
+        ),
     )
 
 
@@ -140,7 +152,10 @@ def adapt_phase(job: Job) -> dict[str, Any]:
             runner = _resumed(job, race)
             before = runner.trainer.done
             job.reporter.begin(runner.spec.name, runner.trainer.total - before, "steps")
-            result = finish(runner)
+            with job.stop.held(), ExitStack() as saving:
+                for checkpointer in runner.trainer.checkpointers():
+                    saving.enter_context(checkpointer)
+                result = finish(runner)
             job.reporter.end()
             meter.flops = _training_flops(job, runner, runner.trainer.done - before)
             model, outputs, result, said = _with_refitted_head(job, runner, result)
@@ -170,8 +185,9 @@ def adapt_phase(job: Job) -> dict[str, Any]:
         entries.append(_probe_entry(job, probe, winner == "probe"))
         assert outputs is not None
         rescale_output(model, *job.materials.scale)
-        np.save(job.run.path / "phases" / "final_valid.npy", outputs.numpy())
-        save_tensors(model, str(job.run.path / "phases" / FINAL))
+        job.run.save_array(FINAL_VALID, outputs.numpy())
+        with job.run.making(FINAL) as path:
+            save_tensors(model, str(path))
         for sentence in sentences:
             job.reporter.say(sentence)
         job.found["final"] = model
@@ -181,30 +197,49 @@ def adapt_phase(job: Job) -> dict[str, Any]:
             "entries": entries,
             "sentences": sentences,
         }
-    return job.run.finish("adapt", notes)
+    return job.run.finish("adapt", notes, files=[FINAL, FINAL_VALID])
 
 
 def _resumed(job: Job, race: dict[str, Any]) -> Runner:
-    """The winner where it stands: as the race left it in this process, or from the newest checkpoint."""
+    """The winner where it stands: as the race left it in this process, or from the newest checkpoint.
+
+    Where the checkpoints are damaged it starts over: with its training, or with the race it had run in. The bits are the same.
+    """
     runner: Runner | None = job.found.pop("winner", None)
-    fresh = runner is not None
     if runner is None:
-        spec = next(c for c in (job.spec.race or RaceSpec(candidates=())).candidates if c.name == race["winner"])
-        runner = _track(job).runner(spec)
-    folder = job.run.path / "checkpoints"
-    if not fresh:
-        newest = load_newest(folder)
-        if newest is not None:
-            state, path, damaged = newest
-            for sentence in damaged:
-                job.reporter.say(f"passed over: {sentence}")
-            job.reporter.say(f"continuing from {path.name}")
+        state = _saved_state(job)
+        if state is None and race["rung"]:
+            job.reporter.say("the winner is to be found once more")
+            job.run.forget("race")
+            race = race_phase(job)
+            runner = cast(Runner, job.found.pop("winner"))
+        else:
+            spec = next(c for c in (job.spec.race or RaceSpec(candidates=())).candidates if c.name == race["winner"])
+            runner = _track(job).runner(spec)
             runner.trainer.load(state)
-        elif _winner_folder(job).exists():
-            runner.trainer.load(load(_winner_folder(job)))
     runner.rung, runner.seconds, runner.result = race["rung"], race["seconds"], race["result"]
-    runner.trainer.enable_checkpoints()
+    options, validate = job.spec.checkpoint, runner.validate
+    best = Best(options.keep_best, lambda run: newest_score(validate.results, run)) if options.keep_best else None
+    later = 0 if validate.best else weight_bytes(runner.trainer.recipe.model)
+    runner.trainer.enable_checkpoints(best=best, later=later)
     return runner
+
+
+def _saved_state(job: Job) -> State | None:
+    """The newest sound checkpoint of the winner's training, else where the race left it; None where there is none."""
+    found, damaged = find_newest(job.run.path / CHECKPOINTS)
+    if found is None and _winner_folder(job).exists():
+        try:
+            found = load(_winner_folder(job)), _winner_folder(job)
+        except RunError as error:
+            damaged = [*damaged, str(error)]
+    for sentence in damaged:
+        job.reporter.say(f"passed over: {sentence}")
+    if found is None:
+        return None
+    state, path = found
+    job.reporter.say(f"continuing from {path.name}")
+    return state
 
 
 def _with_refitted_head(
@@ -278,7 +313,7 @@ def final_model(job: Job) -> nn.Module:
             c for c in (job.spec.race or RaceSpec(candidates=())).candidates if c.name == notes["winner"]
         )
         model = _track(job).runner(spec).trainer.recipe.model
-    load_tensors(model, str(job.run.path / "phases" / FINAL))
+    load_tensors(model, str(job.run.path / FINAL))
     job.found["final"] = model.eval()
     return model
 

@@ -44,7 +44,7 @@ def calibrate_phase(job: Job) -> dict[str, Any]:
             job.reporter.say(sentence)
         _save(job, chosen, meter)
         meter.judge(*_calibration_gate(section))
-    return job.run.finish("calibrate", {"calibration": chosen.to_json(), "section": section})
+    return job.run.finish("calibrate", {"calibration": chosen.to_json(), "section": section}, files=[MODEL])
 
 
 def _calibration_gate(section: dict[str, Any]) -> tuple[bool, str]:
@@ -125,7 +125,8 @@ def evaluate_phase(job: Job) -> dict[str, Any]:
         meter.judge(*_evaluation_gate(document, split))
     for name, value in headline.items():
         job.reporter.say(f"{primary} on {name}: {value['value']:.4f} ({value['low']:.4f} to {value['high']:.4f})")
-    return job.run.finish("evaluate", {"primary": primary, "final": headline, "test_uses": int(before is not None)})
+    notes = {"primary": primary, "final": headline, "test_uses": int(before is not None)}
+    return job.run.finish("evaluate", notes, files=[METRICS])
 
 
 def _evaluation_gate(document: dict[str, Any], split: str) -> tuple[bool, str]:

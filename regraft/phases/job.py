@@ -17,6 +17,7 @@ from torch import nn
 
 from regraft.config.recipe import RecipeSpec, dump_recipe
 from regraft.core.descent import Precision
+from regraft.core.stopping import Stop
 from regraft.data.dataset import Dataset
 from regraft.data.read import load
 from regraft.phases.materials import Materials, prepare, readable_model
@@ -36,6 +37,7 @@ class Job:
     spec: RecipeSpec
     reporter: Reporter = field(default_factory=Silent)
     module: nn.Module | None = None  # the model, where it is a Python module
+    stop: Stop = field(default_factory=Stop)  # is asked at the end of every step
     began: float = field(default_factory=time.perf_counter)
     dataset_: Dataset | None = None
     materials_: Materials | None = None

@@ -29,6 +29,7 @@ from regraft.phases.finish import calibrate_phase, evaluate_phase, report_phase
 from regraft.phases.job import Job
 from regraft.phases.progress import Reporter, Silent
 from regraft.phases.rundir import AUDIT, FINDINGS, RECIPE, RunDirectory
+from regraft.phases.working import working
 
 DEFAULT_BUDGET_S = 600.0
 MOST_JUDGED = 20_000  # rows whose labels the frozen features judge; of more, evenly spaced ones
@@ -77,34 +78,39 @@ def run_job(
 
     Raises:
         RegraftError: bad input; what was asked for cannot be done. A run that stops later can be resumed.
+        Interrupted: SIGTERM or SIGINT came; the run can be resumed.
     """
     dataset = dataset or load(spec.main_data())  # before the directory is made: bad data leaves nothing half-written
     _require_trainable(dataset)
-    fresh = not out.exists()
-    job = Job(RunDirectory.create(out), spec, reporter or Silent(), module, dataset_=dataset)
-    try:
-        _ = job.base  # a model that cannot be used is found before anything is written
-    except BaseException:
-        _undo(out, fresh)
-        raise
-    job.use(spec)
-    job.write_manifest()
-    try:
-        return _walk(job)
-    except (BudgetError, ConfigError):
-        if job.run.done("probe") is None:  # nothing was measured yet, so there is nothing to go on with
-            _undo(out, fresh)
-        raise
+    is_new = not out.exists()
+    run = RunDirectory.create(out)
+    with working(run, reporter or Silent(), fresh=True) as (told, stop):
+        job = Job(run, spec, told, module, stop, dataset_=dataset)
+        try:
+            _ = job.base  # a model that cannot be used is found before anything is written
+        except BaseException:
+            _undo(out, is_new)
+            raise
+        job.use(spec)
+        job.write_manifest()
+        try:
+            return _walk(job)
+        except (BudgetError, ConfigError):
+            if job.run.done("probe") is None:  # nothing was measured yet, so there is nothing to go on with
+                _undo(out, is_new)
+            raise
 
 
 def resume_job(path: Path, *, reporter: Reporter | None = None, module: nn.Module | None = None) -> RunDirectory:
     """Go on with a run that was stopped or killed, to the result it would have had.
 
     Raises:
-        RunError: there is no run at `path`.
+        RunError: there is no run at `path`, or another process works on it.
+        Interrupted: SIGTERM or SIGINT came; the run can be resumed.
     """
     run = RunDirectory.open(path)
-    return _walk(Job(run, read_recipe(run.path / RECIPE), reporter or Silent(), module))
+    with working(run, reporter or Silent()) as (told, stop):
+        return _walk(Job(run, read_recipe(run.path / RECIPE), told, module, stop))
 
 
 def plan_job(
@@ -176,15 +182,18 @@ def audit_phase(job: Job) -> dict[str, Any]:
             )
         counts = {level: sum(f.severity == level for f in report.findings) for level in ("error", "warning", "info")}
         meter.judge(not errors, f"{counts['error']} errors and {counts['warning']} warnings in the data.")
-    return job.run.finish("audit", {"counts": counts})
+    kept = () if _has_suspects(job) else (AUDIT,)  # else that phase writes it again
+    return job.run.finish("audit", {"counts": counts}, files=kept)
 
 
 def suspects_phase(job: Job) -> None:
     """Add label errors to the audit, as the frozen features see them: each row judged by a fit without it."""
     schema = job.dataset.schema
-    unsuited = schema.modality == "table" or schema.task not in ("binary", "multiclass")
-    if unsuited or job.run.done("suspects") is not None:
+    if not _has_suspects(job) or job.run.done("suspects") is not None:
         return
+    if "suspects" in job.run.damaged:  # it cannot add to an audit that is damaged
+        job.run.forget("audit")
+        audit_phase(job)
     with job.phase("suspects", "labels that the frozen features speak against"):
         values = job.found.pop("features", None)
         if values is None:
@@ -201,7 +210,13 @@ def suspects_phase(job: Job) -> None:
         for finding in report.findings:
             if finding.kind == "suspected-label-error":
                 job.reporter.say(f"{finding.severity}: {finding.message}")
-    job.run.finish("suspects", {"judged": len(judged)})
+    job.run.finish("suspects", {"judged": len(judged)}, files=[AUDIT])
+
+
+def _has_suspects(job: Job) -> bool:
+    """Can frozen features speak against labels? The columns of a table do so in the audit itself."""
+    schema = job.dataset.schema
+    return schema.modality != "table" and schema.task in ("binary", "multiclass")
 
 
 def _write_audit(job: Job, report: AuditReport) -> None:

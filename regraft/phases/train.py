@@ -17,8 +17,9 @@ from torch import nn
 from regraft.config.parse import dump_one
 from regraft.config.recipe import MAIN, RecipeSpec, StageSpec, read_recipe
 from regraft.core import Hook, explain, fit
-from regraft.core.checkpoint import Checkpointer, load_newest
-from regraft.core.train import Report
+from regraft.core.checkpoint import Best, Checkpointer, find_newest
+from regraft.core.protocols import State
+from regraft.core.stopping import Stop
 from regraft.data.encode import save_preprocessor
 from regraft.models.save import describe_model, save_model
 from regraft.phases.adapt import rescale_output
@@ -31,7 +32,8 @@ from regraft.phases.judges import Judge, Results, Watch, judge_for, measured
 from regraft.phases.progress import Reporter, Silent
 from regraft.phases.report.document import write_report
 from regraft.phases.rundir import EVENTS, MANIFEST, METRICS, PHASES, RECIPE, EventLog, RunDirectory
-from regraft.phases.training import StepCounter, Valid
+from regraft.phases.training import Endings, StepCounter, Valid, newest_score, weight_bytes
+from regraft.phases.working import working
 from regraft.transforms.temperature import Calibration
 
 KIND = "train"  # of the job, in manifest.json; the main job's has none
@@ -55,31 +57,35 @@ def train_job(
     Raises:
         RegraftError: bad input, found before anything is written; or a loss that is not finite. A run that stops later can
             be resumed.
+        Interrupted: SIGTERM or SIGINT came; the run can be resumed.
     """
     made = Made(spec, module)
     run = RunDirectory.create(out)
-    job = _job(run, made, reporter)
-    job.write_manifest()
-    manifest = run.read_json(MANIFEST)
-    others = {
-        name: {"path": str(entry.materials.dataset.path), "fingerprint": entry.materials.dataset.fingerprint}
-        for name, entry in made.assembled.entries.items()
-    }
-    models = {name: weights_hash(model) for name, model in made.assembled.recipe.models.items()}
-    run.write_json(MANIFEST, manifest | {"job": KIND, "entries": others, "models": models})
-    job.use(spec)
-    return _walk(job, made)
+    with working(run, reporter or Silent(), fresh=True) as (told, stop):
+        job = _job(run, made, told, stop)
+        job.write_manifest()
+        manifest = run.read_json(MANIFEST)
+        others = {
+            name: {"path": str(entry.materials.dataset.path), "fingerprint": entry.materials.dataset.fingerprint}
+            for name, entry in made.assembled.entries.items()
+        }
+        models = {name: weights_hash(model) for name, model in made.assembled.recipe.models.items()}
+        run.write_json(MANIFEST, manifest | {"job": KIND, "entries": others, "models": models})
+        job.use(spec)
+        return _walk(job, made)
 
 
 def resume_training(path: Path, *, reporter: Reporter | None = None, module: nn.Module | None = None) -> RunDirectory:
     """Go on with a training run that was stopped or killed, to the bits it would have ended with.
 
     Raises:
-        RunError: there is no run at `path`.
+        RunError: there is no run at `path`, or another process works on it.
+        Interrupted: SIGTERM or SIGINT came; the run can be resumed.
     """
     run = RunDirectory.open(path)
-    made = Made(read_recipe(run.path / RECIPE), module)
-    return _walk(_job(run, made, reporter), made)
+    with working(run, reporter or Silent()) as (told, stop):
+        made = Made(read_recipe(run.path / RECIPE), module)
+        return _walk(_job(run, made, told, stop), made)
 
 
 def is_training_run(path: Path) -> bool:
@@ -115,10 +121,10 @@ class Made:
         return isinstance(self.judges().get(MAIN), Valid)
 
 
-def _job(run: RunDirectory, made: Made, reporter: Reporter | None) -> Job:
+def _job(run: RunDirectory, made: Made, reporter: Reporter, stop: Stop) -> Job:
     """The ledger and the manifest, for objects that are there already."""
-    main = made.assembled.main.materials
-    return Job(run, made.spec, reporter or Silent(), dataset_=main.dataset, materials_=main, model_=made.assembled.base)
+    main, base = made.assembled.main.materials, made.assembled.base
+    return Job(run, made.spec, reporter, stop=stop, dataset_=main.dataset, materials_=main, model_=base)
 
 
 def _walk(job: Job, made: Made) -> RunDirectory:
@@ -145,10 +151,9 @@ def start_phase(job: Job, made: Made) -> dict[str, Any]:
     with job.phase("start", "the model before training"):
         for sentence in made.assembled.sentences:
             job.reporter.say(sentence)
-        if made.supervised():
-            _save_outputs(job, made, "start")
+        outputs = _save_outputs(job, made, "start") if made.supervised() else []
         start = measured(made.judges(), made.model)
-    return job.run.finish("start", {"test": start, "sentences": list(made.assembled.sentences)})
+    return job.run.finish("start", {"test": start, "sentences": list(made.assembled.sentences)}, files=outputs)
 
 
 def train_phase(job: Job, made: Made) -> dict[str, Any]:
@@ -158,7 +163,7 @@ def train_phase(job: Job, made: Made) -> dict[str, Any]:
     if done is not None:
         load_tensors(made.model, str(final))
         return done
-    recipe, options = made.assembled.recipe, job.spec.checkpoint
+    recipe = made.assembled.recipe
     folder, events = job.run.path / CHECKPOINTS, job.run.path / EVENTS
     with job.phase("train", "; ".join(f"{stage.name}, {stage.steps:,} steps" for stage in recipe.stages)) as meter:
         state = _newest(job, folder)
@@ -166,48 +171,65 @@ def train_phase(job: Job, made: Made) -> dict[str, Any]:
             events.unlink(missing_ok=True)
         before = 0 if state is None else sum(s.steps for s in recipe.stages[: state["stage"]]) + int(state["step"])
         job.reporter.begin("train", sum(stage.steps for stage in recipe.stages) - before, "steps")
-        report = fit(
-            recipe,
-            seed=job.spec.seed,
-            hooks=(
-                StepCounter(job.reporter.advance, every=1),
-                Results(made.watches),
-                Checkpointer(folder, every=options.every_steps, keep=options.keep),
-            ),
-            resume=state,
-            log=EventLog(events, candidate=label(job.spec)),
-        )
+        endings = Endings()
+        with job.stop.held(), _checkpointer(job, made) as saving:
+            report = fit(
+                recipe,
+                seed=job.spec.seed,
+                hooks=(StepCounter(job.reporter.advance, every=1), Results(made.watches), endings, saving),
+                resume=state,
+                log=EventLog(events, candidate=label(job.spec)),
+            )
         job.reporter.end()
         for sentence in report.notes:
             job.reporter.say(sentence)
-        save_tensors(made.model, str(final))
+        with job.run.making(f"{PHASES}/{FINAL}") as path:
+            save_tensors(made.model, str(path))
         meter.bytes = final.stat().st_size
-    return job.run.finish("train", _notes(made, report, events))
+    return job.run.finish("train", _notes(made, endings, events), files=[f"{PHASES}/{FINAL}"])
 
 
-def _newest(job: Job, folder: Path) -> dict[str, Any] | None:
+def _checkpointer(job: Job, made: Made) -> Checkpointer:
+    """Saves as the recipe says, and when the run is asked to stop."""
+    options, watches = job.spec.checkpoint, made.watches
+    best: Best | None = None
+    if options.keep_best and watches:
+        best = Best(options.keep_best, lambda run: newest_score(watches[run.stage.name].results, run))
+    later = weight_bytes(made.model) if watches and job.spec.validate_.patience is not None else 0
+    folder = job.run.path / CHECKPOINTS
+    return Checkpointer(
+        folder, every=options.every_steps, keep=options.keep_last, best=best, stop=job.stop, later=later
+    )
+
+
+def _newest(job: Job, folder: Path) -> State | None:
     """The state to go on from."""
-    newest = load_newest(folder)
-    if newest is None:
-        return None
-    state, path, damaged = newest
+    found, damaged = find_newest(folder)
     for sentence in damaged:
         job.reporter.say(f"passed over: {sentence}")
+    if found is None:
+        if damaged:
+            job.reporter.say("no checkpoint is sound; the training starts over, to the bits it had")
+        return None
+    state, path = found
     job.reporter.say(f"continuing from {path.name}")
     return state
 
 
-def _notes(made: Made, report: Report, events: Path) -> dict[str, Any]:
+def _notes(made: Made, endings: Endings, events: Path) -> dict[str, Any]:
     """What the later phases and the reader need to know of the training."""
     last: dict[str, dict[str, Any]] = {}
+    notes: list[str] = []
     for line in events.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
+        if "note" in record:
+            notes.append(record["note"])
         if "loss" in record:
             last[record["stage"]] = {key: value for key, value in record.items() if key not in ("candidate", "stage")}
     return {
         "stages": [{"name": stage.name, "planned_steps": stage.steps} for stage in made.assembled.recipe.stages],
-        "stopped": dict(report.stopped),
-        "notes": list(report.notes),
+        "stopped": endings.reasons,
+        "notes": notes,
         "last": last,
         "validations": {name: watch.results for name, watch in made.watches.items()},
         "compiled": explain(made.assembled.recipe).splitlines(),
@@ -228,10 +250,11 @@ def evaluate_phase(job: Job, made: Made) -> dict[str, Any]:
                 f"test rows of {name}: score {was['score']:.4f} -> {now['score']:.4f}, "
                 f"loss {was['loss']:.4f} -> {now['loss']:.4f}"
             )
+        outputs: list[str] = []
         if made.supervised():
-            _save_outputs(job, made, "final")
+            outputs = [*_save_outputs(job, made, "final"), METRICS]
             job.run.write_json(METRICS, _document(job, made))
-    return job.run.finish("evaluate", {"start": start, "final": final})
+    return job.run.finish("evaluate", {"start": start, "final": final}, files=outputs)
 
 
 def save_phase(job: Job, made: Made) -> None:
@@ -255,7 +278,7 @@ def save_phase(job: Job, made: Made) -> None:
         calibration = Calibration(kind="identity", task=schema.task)
         job.run.write_json(f"{MODEL}/calibration.json", calibration.to_json())
         meter.bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    job.run.finish("save", {})
+    job.run.finish("save", {}, files=[MODEL])
 
 
 # ---- metrics.json
@@ -266,12 +289,15 @@ def label(spec: RecipeSpec) -> str:
     return "+".join(type(technique).__name__ for technique in spec.techniques) or "supervised"
 
 
-def _save_outputs(job: Job, made: Made, name: str) -> None:
-    """Outputs of the model on validation and test rows, kept so that later phases need no forward pass."""
+def _save_outputs(job: Job, made: Made, name: str) -> list[str]:
+    """Outputs of the model on validation and test rows, kept so that later phases need no forward pass; returns the files."""
+    files: list[str] = []
     for split in ("valid", "test"):
         if made.assembled.main.has(split):
             outputs = model_outputs(made.model, made.assembled.main.encoded(split), precision="fp32")
-            np.save(job.run.path / PHASES / f"{name}_{split}.npy", outputs.numpy())
+            files.append(f"{PHASES}/{name}_{split}.npy")
+            job.run.save_array(files[-1], outputs.numpy())
+    return files
 
 
 def _scored(job: Job, entry: Entry, split: str, outputs: np.ndarray) -> Scored:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from regraft.config.recipe import CandidateSpec, TrainSpec
 from regraft.core import Hook, Loss, Recipe, Run, Stage, Technique, compile
-from regraft.core.checkpoint import Checkpointer
+from regraft.core.checkpoint import Best, Checkpointer
 from regraft.core.descent import Precision
 from regraft.core.protocols import State
 from regraft.core.run import Log
+from regraft.core.state import load_run
 from regraft.core.train import advance, start
 from regraft.data.augment import Augment
 from regraft.data.encoded import Encoded
@@ -234,19 +235,49 @@ class Trainer:
     def _start(self, index: int, previous: Run | None) -> Run:
         return start(self.recipe, index, seed=self.seed, hooks=self.hooks, log=self.log, previous=previous)
 
-    def enable_checkpoints(self) -> None:
-        """From now on the run's checkpointers save: only the winner of a race can be resumed within its training."""
-        for hook in self.hooks:
-            if isinstance(hook, Checkpointer):
-                hook.enabled = True
+    def enable_checkpoints(self, *, best: Best | None, later: int) -> None:
+        """From now on the run's checkpointers save: only the winner of a race can be resumed within its training.
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Stand where a checkpoint was made."""
-        from regraft.core.state import load_run
+        Args:
+            best: which ones they keep for their score.
+            later: bytes that hooks will add to the state.
+        """
+        for hook in self.checkpointers():
+            hook.enabled, hook.best, hook.later = True, best, later
 
+    def checkpointers(self) -> list[Checkpointer]:
+        """The hooks that save the run."""
+        return [hook for hook in self.hooks if isinstance(hook, Checkpointer)]
+
+    def load(self, state: State | None) -> None:
+        """Stand where a checkpoint was made; None is the start. What was logged of later steps is dropped."""
+        if state is None:
+            if self.log is not None:
+                self.log.rewind(0, 0)
+            return
         run = self._start(int(state["stage"]), None)
         load_run(run, state)
         self.run = run
+
+
+class Endings(Hook):
+    """Remembers across a resume why stages ended before their last step."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+
+    def on_end(self, run: Run) -> None:
+        """Take the reason down, if there was one."""
+        if run.stopped is not None:
+            self.reasons[run.stage.name] = run.stopped
+
+    def state_dict(self) -> State:
+        """The reason of each stage that ended early."""
+        return {"reasons": self.reasons}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take back what `state_dict` gave."""
+        self.reasons = dict(state["reasons"])
 
 
 class StepCounter(Hook):
@@ -262,6 +293,16 @@ class StepCounter(Hook):
             note = f"loss {run.history[-1]['loss']:.3f}" if run.history else ""
             self.tell(self.waiting, note)
             self.waiting = 0
+
+
+def newest_score(results: Sequence[Mapping[str, float]], run: Run) -> float | None:
+    """The score of the newest validation result, if it is of the step just made."""
+    return results[-1]["score"] if results and results[-1]["step"] == steps_done(run) else None
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in model.state_dict().values() if isinstance(t, Tensor))
 
 
 def epochs_of(steps: int, rows: int, batch_size: int) -> float:

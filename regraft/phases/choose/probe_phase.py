@@ -33,6 +33,7 @@ from regraft.phases.metering import forward_flops
 from regraft.phases.training import Valid, error_of, usual_augment
 
 HEADS = ("chosen", "last", "chosen_all", "last_all")  # fitted on train; and again on train and valid
+FILES = ("phases/probe.safetensors", "phases/probe_chosen_valid.npy", "phases/probe_last_valid.npy")
 MOST_STEPS_AGAIN = 25  # of the second fit, which starts from the first
 MOST_BYTES = 2 << 30  # of a split's features that are left in the cache for a later run
 FEWEST_HELD_OUT = 500  # validation rows from which on they choose the penalty
@@ -72,7 +73,7 @@ def probe_phase(job: Job) -> dict[str, Any]:
     for name in ("chosen", "last"):
         reads = [list(read) for read in heads[name].reads]
         notes[name] = {"reads": reads, "l2": heads[name].l2, "valid": judged[name]}
-    return job.run.finish("probe", notes)
+    return job.run.finish("probe", notes, files=FILES)
 
 
 def _gate(job: Job, judged: dict[str, dict[str, float]]) -> tuple[bool, str]:
@@ -104,7 +105,7 @@ def _fit(
             heads[name], heads[f"{name}_all"] = _fit_twice(job, heights, blocks, y, learned, valid)
         outputs = heads[name].logits(features["valid"])
         judged[name] = valid.judge(outputs)
-        np.save(job.run.path / "phases" / f"probe_{name}_valid.npy", outputs.numpy())
+        job.run.save_array(f"phases/probe_{name}_valid.npy", outputs.numpy())
     return heads, judged, views
 
 
@@ -208,13 +209,14 @@ def save_heads(job: Job, fitted: dict[str, FittedReads]) -> None:
             "deviation": one.head.deviation,
         }
         tensors |= {f"{name}.{part}": value.clone() for part, value in parts.items()}
-    save_file(tensors, job.run.path / "phases" / "probe.safetensors")
+    with job.run.making(FILES[0]) as path:
+        save_file(tensors, path)
 
 
 def load_heads(job: Job) -> dict[str, FittedReads]:
     """The heads that `save_heads` kept, by name."""
     notes = job.run.done("probe") or {}
-    tensors = load_file(job.run.path / "phases" / "probe.safetensors")
+    tensors = load_file(job.run.path / FILES[0])
     out: dict[str, FittedReads] = {}
     for name in HEADS:
         about = notes[name.removesuffix("_all")]
