@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, cast
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, PlainSerializer
 
 from regraft.config.catalogue import find
-from regraft.config.spec import Named
+from regraft.config.plain_yaml import NotPlainYaml, plain_yaml
+from regraft.config.spec import Named, shown
 from regraft.errors import ConfigError, suggest
 
 
@@ -28,10 +28,12 @@ def parse_one(node: object, family: str, where: str = "") -> Named:
     if isinstance(node, str):
         node = {node: {}}
     if not isinstance(node, dict) or len(cast(dict[str, Any], node)) != 1:
-        raise ConfigError(f"{at}write a {family} as `Name` or `Name: {{field: value}}`, got {node!r}")
+        raise ConfigError(
+            f"{at}write a {family} as `Name` or `Name: {{field: value}}`, got {shown(cast(object, node))}"
+        )
     ((name, options),) = cast(dict[str, Any], node).items()
     if not isinstance(options, dict | None):
-        raise ConfigError(f"{at}the options of {name} must be fields and values, got {options!r}")
+        raise ConfigError(f"{at}the options of {name} must be fields and values, got {shown(options)}")
     try:
         cls = find(family, str(name))
     except ConfigError as error:
@@ -109,9 +111,9 @@ def override(tree: dict[str, Any], assignment: str) -> None:
     for depth, key in enumerate(keys[:-1]):
         node = _descend(node, key, f"--set {'.'.join(keys[: depth + 1])}")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {path}: {text!r} is not a YAML value ({error})") from None
+        value = plain_yaml(text)
+    except NotPlainYaml as error:
+        raise ConfigError(f"--set {path}: {shown(text)} is not a plain YAML value ({error})") from None
     if isinstance(node, list):
         items = cast(list[Any], node)
         items[_index(items, keys[-1], f"--set {path}")] = value
@@ -148,17 +150,15 @@ def _index(items: list[Any], key: str, where: str) -> int:
 
 
 def load_yaml(text: str, where: str) -> dict[str, Any]:
-    """A YAML mapping from text, by the safe loader: no tags, no objects, no aliases to code.
+    """A mapping from YAML text that holds plain values and nothing else.
 
     Raises:
-        ConfigError: the text is not YAML, or not a mapping.
+        ConfigError: the text is not YAML, not plain, larger than a recipe is, or not a mapping.
     """
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        at = f" at line {line + 1}" if isinstance(line, int) else ""
-        raise ConfigError(f"{where}: not valid YAML{at}: {getattr(error, 'problem', error)}") from None
+        tree = plain_yaml(text)
+    except NotPlainYaml as error:
+        raise ConfigError(f"{where}: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: a recipe is a mapping with `data:` and `models:`, got {type(tree).__name__}")
     return cast(dict[str, Any], tree)

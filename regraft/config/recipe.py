@@ -29,7 +29,8 @@ from regraft.config.parse import (
     load_yaml,
     override,
 )
-from regraft.config.spec import Spec
+from regraft.config.secrets import secret_fields
+from regraft.config.spec import Spec, shown
 from regraft.errors import ConfigError
 
 FORMAT = "regraft.recipe/1"
@@ -53,6 +54,9 @@ class ModelSpec(Spec):
     pools: tuple[str, ...] = ()  # how tokens or positions are pooled; empty: chosen by the probe
     max_length: int | None = Field(default=None, ge=4)  # text: tokens kept of each example
     image_size: int | None = Field(default=None, ge=1)  # image: side in pixels; default the model's own
+    allow_pickled_weights: bool = (
+        False  # weights of a .bin, .pt or .pth file: read once without running code, kept as safetensors
+    )
     packing: bool = (
         False  # text: examples of a batch share rows, so that almost nothing is padding in any order of examples
     )
@@ -168,9 +172,15 @@ def parse_recipe(text: str, *, where: str = "recipe.yaml", overrides: Sequence[s
 
 def recipe_from_tree(tree: dict[str, Any], where: str = "recipe.yaml") -> RecipeSpec:
     """As `parse_recipe`, from plain values."""
+    held = next(secret_fields(tree), None)
+    if held is not None:
+        raise ConfigError(
+            f"{where}: {held} holds a token, key or password, and a recipe is copied into the run; take it out, and put a "
+            "hub token into the environment variable HF_TOKEN"
+        )
     if tree.get("format", FORMAT) != FORMAT:
         raise ConfigError(
-            f"{where}: format must be {FORMAT!r}, got {tree['format']!r}; it was written by another version of regraft"
+            f"{where}: format must be {FORMAT!r}, got {shown(tree['format'])}; it was written by another version of regraft"
         )
     tree = tree | {"techniques": _named(tree.get("techniques"), f"{where}: techniques")}
     try:
@@ -190,7 +200,7 @@ def _named(nodes: Any, where: str) -> Any:
     if nodes is None:
         return ()
     if not isinstance(nodes, list | tuple):
-        raise ConfigError(f"{where}: must be a list of techniques, got {nodes!r}")
+        raise ConfigError(f"{where}: must be a list of techniques, got {shown(nodes)}")
     return tuple(parse_one(node, "technique", f"{where}[{i}]") for i, node in enumerate(nodes))  # pyright: ignore
 
 

@@ -59,4 +59,14 @@ def explain(cls: type[BaseModel], error: Any) -> str:
     if error["type"] == "missing":
         return f"{cls.__name__}: field {path!r} is required"
     message = error["msg"][0].lower() + error["msg"][1:]
-    return f"{cls.__name__}.{path}: {message}, got {error['input']!r}"
+    return f"{cls.__name__}.{path}: {message}, got {shown(error['input'])}"
+
+
+def shown(value: object, limit: int = 200) -> str:
+    """How a value is written in an error: as Python writes it, cut off after `limit` characters.
+
+    >>> shown("a" * 9, limit=5)
+    "'aaaa…"
+    """
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}…"

@@ -23,6 +23,7 @@ KINDS = {  # folder of the cache -> what is in it
     "stores": "results of frozen networks, by weights, cut, precision and data",
     "tables": "files that were read, as memory-mapped tables",
     "units": "which rows belong together, for splits",
+    "weights": "weights of .bin, .pt and .pth files, as safetensors",
 }
 
 

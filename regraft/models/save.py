@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from regraft.core.forward import inputs_of
@@ -25,12 +25,13 @@ from regraft.core.modes import eval_mode
 from regraft.errors import ModelError
 from regraft.models.backbone import Backbone, Boundary, Cutting, plain_backbone
 from regraft.models.graft import Graft, captured, count_parameters, put_linear
+from regraft.models.headers import load_tensors
 from regraft.models.heads import head_name
-from regraft.models.load import example_inputs, from_folder, quiet
+from regraft.models.load import config_of, example_inputs, from_folder, quiet
 from regraft.models.networks import rebuilt
 from regraft.models.plain import bare, copy_beside, save_backbone, takes_pooler_option
 from regraft.models.readme import graft_code, page
-from regraft.models.safety import checked_config, read_json
+from regraft.models.safety import checked_beside, checked_config, checked_weights, read_json
 from regraft.models.standard import StandardHead
 from regraft.models.surgery import added_names, added_state, descriptions, operated, plain_state
 from regraft.models.trace import call
@@ -87,6 +88,17 @@ def load_model(folder: Path, *, module: nn.Module | None = None) -> tuple[nn.Mod
         raise ModelError(
             f"{folder}/model.json has format {info.get('format')!r}, but this regraft reads {FORMAT}; upgrade regraft"
         )
+    try:
+        return _loaded(folder, info, module), info
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ModelError(
+            f"{folder} is not as regraft writes a model ({reason}); copy the whole folder again"
+        ) from error
+
+
+def _loaded(folder: Path, info: dict[str, Any], module: nn.Module | None) -> nn.Module:
+    """The model that a model.json describes, in eval mode; how its inputs are prepared is added to `info`."""
     base = _loaded_base(folder, info, module)
     if info["kind"] == "graft":
         model: nn.Module = _loaded_graft(folder, info, base)
@@ -97,7 +109,7 @@ def load_model(folder: Path, *, module: nn.Module | None = None) -> tuple[nn.Mod
     else:
         model = _with_added(folder, info, base)
     info["preprocessing"] = read_json(folder / "preprocessing.json")
-    return model.eval(), info
+    return model.eval()
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
@@ -273,11 +285,13 @@ def _loaded_base(folder: Path, info: Mapping[str, Any], module: nn.Module | None
         return _with_weights(network, folder / "model.safetensors")
     base = folder / "backbone" if (folder / "backbone").is_dir() else folder
     checked_config(base)
+    checked_beside(folder)
+    checked_weights(base)
     if info["kind"] == "standard":
         return _standard_base(base, info)
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    config = AutoConfig.from_pretrained(str(base), trust_remote_code=False, local_files_only=True)
+    config = config_of(base)
     if info["loads_plainly"]:
         option = {"add_pooling_layer": False} if takes_pooler_option(config) else {}
         with quiet():
@@ -292,7 +306,7 @@ def _standard_base(base: Path, info: Mapping[str, Any]) -> nn.Module:
     kind = "Sequence" if info["modality"] == "text" else "Image"
     auto_class = getattr(transformers, f"AutoModelFor{kind}Classification")
     with quiet():
-        return auto_class.from_pretrained(str(base), dtype=torch.float32, use_safetensors=True, local_files_only=True)
+        return from_folder(auto_class, base)
 
 
 def _cutting(info: Mapping[str, Any]) -> Cutting:
@@ -305,7 +319,7 @@ def _with_weights(module: nn.Module, file: Path) -> nn.Module:
     if not file.is_file():
         raise ModelError(f"{file} is missing, so the model cannot be loaded; copy the whole folder")
     try:
-        module.load_state_dict(load_file(file))
+        module.load_state_dict(load_tensors(file))
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
@@ -319,7 +333,7 @@ def _with_added(folder: Path, info: Mapping[str, Any], network: nn.Module) -> nn
     if not info["surgery"]:
         return network
     network = operated(network, info["surgery"])
-    _, unexpected = network.load_state_dict(load_file(folder / "added.safetensors"), strict=False)
+    _, unexpected = network.load_state_dict(load_tensors(folder / "added.safetensors"), strict=False)
     if unexpected:
         raise ModelError(
             f"{folder}/added.safetensors holds {unexpected[0]!r}, which the model has not; copy the whole folder"
@@ -346,6 +360,6 @@ def _loaded_graft(folder: Path, info: Mapping[str, Any], base: nn.Module) -> Gra
         cut=_cutting(info),
     )
     graft = Graft(backbone, depths=info["depths"], pools=info["pools"], num_outputs=info["num_outputs"])
-    head = load_file(folder / "head.safetensors")
+    head = load_tensors(folder / "head.safetensors")
     put_linear(graft.head, head["weight"], head["bias"])
     return graft

@@ -11,8 +11,17 @@ from regraft.errors import ModelError
 from regraft.models.backbone import Modality
 from regraft.models.graft import put_linear
 from regraft.models.heads import folded, head_name
-from regraft.models.load import check_kind, example_inputs, find_model, from_folder, licence_of, quiet
-from regraft.models.safety import checked_folder
+from regraft.models.load import (
+    check_kind,
+    checked_model,
+    config_of,
+    example_inputs,
+    from_folder,
+    licence_of,
+    model_class,
+    quiet,
+)
+from regraft.models.safety import check_size
 
 PROBLEMS = {
     "binary": "single_label_classification",
@@ -81,17 +90,18 @@ def load_standard(
     labels: Sequence[str] = (),
     inputs: Sequence[str] | None = None,
     seed: int = 0,
+    allow_pickled_weights: bool = False,
 ) -> StandardHead:
     """A pretrained model with the classification head of transformers, fresh where the shapes differ, drawn from `seed`."""
     import transformers
 
     if modality == "table":
         raise ModelError("a standard head is for text and image models; a table takes a plain network")
-    folder = find_model(name)
-    raw = checked_folder(folder)
+    folder, raw = checked_model(name, allow_pickled_weights=allow_pickled_weights)
     kind = "SequenceClassification" if modality == "text" else "ImageClassification"
-    config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    config = config_of(folder)
     check_kind(name, config, modality, standard=True)
+    check_size(folder, config, model_class(config))
     config.num_labels = num_outputs
     config.problem_type = PROBLEMS[task]  # type: ignore[assignment]
     if labels:

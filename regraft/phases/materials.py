@@ -212,6 +212,7 @@ def readable_model(
             task=materials.task,
             labels=schema.classes,
             seed=seed,
+            allow_pickled_weights=spec.allow_pickled_weights,
         )  # type: ignore[arg-type]
     graft = _grafted(backbone_of(spec, materials, module, seed=seed), materials, seed)
     if spec.packing:
@@ -223,7 +224,11 @@ def backbone_of(spec: ModelSpec, materials: Materials, module: nn.Module | None 
     """The network without a head."""
     modality = materials.dataset.schema.modality
     if spec.name is not None:
-        backbone = load_backbone(spec.name, modality=modality)  # type: ignore[arg-type]
+        backbone = load_backbone(
+            spec.name,
+            modality=modality,  # type: ignore[arg-type]
+            allow_pickled_weights=spec.allow_pickled_weights,
+        )
         if not torch.cuda.is_available():
             use_plain_attention(backbone.module, backbone.example)
         return backbone

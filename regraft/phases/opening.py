@@ -68,7 +68,7 @@ def require_model(spec: RecipeSpec, dataset: Dataset, module: nn.Module | None =
     """ConfigError where text or images come without a model to adapt, ModelError where theirs is none for them."""
     model, modality = spec.main_model(), dataset.schema.modality
     if model.name is not None and module is None:
-        require_encoder(model.name, modality=modality)
+        require_encoder(model.name, modality=modality, allow_pickled_weights=model.allow_pickled_weights)
     if module is not None or model.name is not None or model.network is not None or modality == "table":
         return
     what = "the data is text" if modality == "text" else "the data is images"

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from regraft.errors import ModelError
 from regraft.models.load import find_model, load_backbone, suggest_models
@@ -12,11 +13,11 @@ from regraft.models.save import describe_model
 
 
 def folder_with(tmp_path, **config):
-    """A model folder with this configuration and an empty weights file."""
+    """A model folder with this configuration and weights of no tensors."""
     target = tmp_path / "model"
     target.mkdir()
     (target / "config.json").write_text(json.dumps({"model_type": "bert"} | config))
-    (target / "model.safetensors").write_bytes(b"")
+    save_file({}, target / "model.safetensors")
     return target
 
 
@@ -79,7 +80,7 @@ def test_configurations_that_are_not_safe_or_not_encoders_are_refused(tmp_path, 
 
 def test_folders_without_safe_weights_are_refused(tmp_path):
     target = folder_with(tmp_path)
-    assert "cannot be loaded by transformers" in refusal(target)
+    assert "describes a network of 109,482,240 parameters, but the weights beside it hold 0" in refusal(target)
     (target / "model.safetensors").rename(target / "pytorch_model.bin")
     assert "only as pytorch_model.bin" in refusal(target)
     (target / "pytorch_model.bin").unlink()
