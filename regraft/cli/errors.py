@@ -1,4 +1,7 @@
-"""From exceptions to sentences and exit codes: 2 for what the user can put right, 130 for an interrupt, 1 for a bug."""
+"""From exceptions to sentences and exit codes.
+
+2 for what the user can put right, 130 for an interrupt from the keyboard, 143 for SIGTERM, 1 for a bug.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +50,10 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
         except (RegraftError, Stopped) as error:
             interrupted = isinstance(error.__cause__, KeyboardInterrupt)
             tell(str(error), debug=debug and not interrupted)
-            raise typer.Exit(INTERRUPTED if interrupted else USER_ERROR) from None
-        except KeyboardInterrupt:
+            raise typer.Exit(interrupt_code(error.__cause__) if interrupted else USER_ERROR) from None
+        except KeyboardInterrupt as error:
             tell("stopped")
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(interrupt_code(error)) from None
         except Exception as error:
             if is_disk_full(error):
                 tell(f"{FULL}; make room and try again", debug=debug)
@@ -63,6 +66,11 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(BUG) from None
 
     return call
+
+
+def interrupt_code(error: BaseException | None) -> int:
+    """130, or 143 where a run was stopped by SIGTERM: its `core.stopping.Interrupted` says so."""
+    return int(getattr(error, "exit_code", INTERRUPTED))
 
 
 def tell(sentence: str, *, debug: bool = False) -> None:
