@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import platform
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -20,13 +17,13 @@ from regraft.core.descent import Precision
 from regraft.core.stopping import Stop
 from regraft.data.dataset import Dataset
 from regraft.data.read import load
+from regraft.phases.machine import differences, machine, version_of
 from regraft.phases.materials import Materials, prepare, readable_model
 from regraft.phases.metering import Meter, metered
 from regraft.phases.progress import Reporter, Silent
 from regraft.phases.rundir import MANIFEST, RECIPE, RunDirectory
 
 MANIFEST_FORMAT = "regraft.manifest/1"
-PACKAGES = ("regraft", "torch", "transformers", "peft", "numpy", "scikit-learn", "pyarrow", "safetensors")
 
 
 @dataclass
@@ -99,11 +96,10 @@ class Job:
             MANIFEST,
             {
                 "format": MANIFEST_FORMAT,
-                "regraft": _version("regraft"),
+                "regraft": version_of("regraft"),
                 "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "seed": self.spec.seed,
-                "threads": torch.get_num_threads(),
-                "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+                **machine(),
                 "data": {
                     "name": self.dataset.path.name,
                     "path": str(self.dataset.path),
@@ -116,9 +112,21 @@ class Job:
                     "licence": getattr(base, "licence", None),
                     "sha256": weights_hash(base),
                 },
-                "hardware": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()},
             },
         )
+
+    def compare_machine(self) -> list[str]:
+        """Called on a resume: what differs from when the run began is said, and kept in the manifest, which the report shows."""
+        manifest = self.run.read_json(MANIFEST)
+        found = differences(manifest, machine())
+        for sentence in found:
+            self.reporter.say(sentence)
+        known = manifest.get("resumed elsewhere", [])
+        if not set(found) <= set(known):
+            self.run.write_json(
+                MANIFEST, manifest | {"resumed elsewhere": [*known, *(s for s in found if s not in known)]}
+            )
+        return found
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -130,10 +138,3 @@ def weights_hash(model: nn.Module) -> str:
             value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
         )
     return digest.hexdigest()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

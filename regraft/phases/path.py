@@ -110,7 +110,9 @@ def resume_job(path: Path, *, reporter: Reporter | None = None, module: nn.Modul
     """
     run = RunDirectory.open(path)
     with working(run, reporter or Silent()) as (told, stop):
-        return _walk(Job(run, read_recipe(run.path / RECIPE), told, module, stop))
+        job = Job(run, read_recipe(run.path / RECIPE), told, module, stop)
+        job.compare_machine()
+        return _walk(job)
 
 
 def plan_job(

@@ -85,7 +85,9 @@ def resume_training(path: Path, *, reporter: Reporter | None = None, module: nn.
     run = RunDirectory.open(path)
     with working(run, reporter or Silent()) as (told, stop):
         made = Made(read_recipe(run.path / RECIPE), module)
-        return _walk(_job(run, made, told, stop), made)
+        job = _job(run, made, told, stop)
+        job.compare_machine()
+        return _walk(job, made)
 
 
 def is_training_run(path: Path) -> bool:

@@ -122,6 +122,7 @@ def limits(run: RunFiles) -> dict[str, Any]:
         raise Absent("metrics.json holds no final scores whose limits could be stated.")
     split, lines = headline_split(metrics), [str(line) for line in metrics.get("limits") or ()]
     scores = metrics["final"].get(split) or {}
+    lines += [f"On a resume {sentence}." for sentence in run.manifest.get("resumed elsewhere") or ()]
     lines.append(
         f"Intervals say how the {split} rows could have fallen otherwise, not how another seed of the training would have ended."
     )
