@@ -30,6 +30,15 @@ REPORT, FINDINGS, PHASES, LOCK = "report.html", "findings.csv", "phases", ".lock
 STATE_FORMAT = "regraft.phase/1"
 
 
+def _hardly_begun(folder: Path) -> bool:
+    """Is the folder empty, or does it hold what a run leaves that was killed before its recipe was written, and no more?"""
+    left = {each.name for each in folder.iterdir() if each not in (partial_of(folder / RECIPE), partial_of(folder / MANIFEST))}
+    if MANIFEST in left and '"regraft.manifest/' not in (folder / MANIFEST).read_text(encoding="utf-8", errors="replace"):
+        return False
+    empty = not (folder / PHASES).is_dir() or not any((folder / PHASES).iterdir())
+    return left <= {LOCK, MANIFEST, PHASES} and empty
+
+
 class RunDirectory:
     """Paths and small files of one run.
 
@@ -55,7 +64,7 @@ class RunDirectory:
             raise RunError(
                 f"{path}: holds a run already; continue it with `regraft resume {path}`, or give another --out"
             )
-        if path.exists() and (not path.is_dir() or any(each.name != LOCK for each in path.iterdir())):
+        if path.exists() and not (path.is_dir() and _hardly_begun(path)):
             raise RunError(
                 f"{path}: must be a new or empty folder for a run, and holds other files; give another --out"
             )

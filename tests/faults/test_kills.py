@@ -1,0 +1,257 @@
+"""SIGKILL at uniformly random instants, with a checkpoint at every step: each run resumes by itself and ends with the same bits.
+
+The training is small and its checkpoint large, so that most of the time something is being written. A second process does
+what whoever started the first would do, with no look at what it left: resume where there is a run, start where there is none.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults.injectors import Reporter
+from faults.lab import Counter, Forked, file_hash, forked, record, state_hash
+
+from regraft.config.data import DataSpec
+from regraft.config.recipe import MAIN, ModelSpec, RaceSpec, RecipeSpec, recipe_from_tree
+from regraft.core.checkpoint import Checkpointer
+from regraft.core.train import Run
+from regraft.errors import RegraftError
+from regraft.phases import finish, train
+from regraft.phases.path import job_recipe, plan_job, resume_job, run_job
+from regraft.phases.rundir import RECIPE
+from regraft.phases.train import is_training_run, resume_training, train_job
+
+STEPS = 12
+TREE = {
+    "data": {MAIN: {"path": "wine", "limit": 96}},
+    "models": {MAIN: {"network": {"MLP": {"width": 256, "depth": 2, "dropout": 0.1}}}},
+    "train": {"batch_size": 16},
+    "stages": [{"name": "earlier", "steps": STEPS // 2}, {"name": "later", "steps": STEPS // 2}],
+    "techniques": [{"WeightAverage": {"decay": 0.9}}],
+    "checkpoint": {"every_steps": 1},
+    "validate": {"times": 1},
+}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the page, which has tests of its own."""
+    monkeypatch.setattr(train, "write_report", lambda run: run)
+    monkeypatch.setattr(finish, "write_report", lambda run: run)
+
+
+@dataclass
+class Life:
+    """What is seen from outside of a process that trains."""
+
+    done: Counter  # steps whose hooks have all run, over all stages
+    begun: Counter  # step that a process went on from
+
+    @classmethod
+    def new(cls) -> Life:
+        return cls(Counter(), Counter())
+
+    def watch(self) -> None:
+        """Tell the parent of every step that is made in this process."""
+        original = Checkpointer.on_step
+
+        @wraps(original)
+        def on_step(hook: Checkpointer, run: Run, loss: Any) -> None:
+            original(hook, run, loss)
+            self.done.set(sum(stage.steps for stage in run.recipe.stages[: run.index]) + run.clock.step)
+
+        Checkpointer.on_step = on_step  # type: ignore[method-assign]
+
+    def heard(self, sentence: str) -> None:
+        """Keep the step that a resumed process says it goes on from."""
+        if sentence.startswith("continuing from step-"):
+            self.begun.set(int(sentence.removeprefix("continuing from step-")))
+
+
+class Told(Reporter):
+    """Hands sentences on as they are said."""
+
+    def __init__(self, life: Life) -> None:
+        super().__init__()
+        self.life = life
+
+    def say(self, sentence: str, /) -> None:
+        self.life.heard(sentence)
+
+
+Work = Callable[[Path, Life], Any]
+
+
+def training(folder: Path, life: Life) -> dict[str, str]:
+    """`regraft train`, or `regraft resume` where there is a run."""
+    life.watch()
+    if is_training_run(folder):
+        resume_training(folder, reporter=Told(life))
+    else:
+        train_job(recipe_from_tree(TREE), folder, reporter=Told(life))
+    return hashes(folder)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    names = ("phases/final.safetensors", "events.jsonl", "phases/evaluate.json", "model/model.safetensors")
+    return {name: file_hash(folder / name) for name in names if (folder / name).exists()}
+
+
+@dataclass
+class Score:
+    """Kills and what became of them."""
+
+    kills: int = 0
+    early: int = 0  # before there was a run to resume
+    writing: int = 0  # while a checkpoint was being written
+    trained: int = 0  # after training was over
+    most_lost: int = 0  # steps
+    failed: list[str] | None = None
+
+
+def kill_many(work: Work, folder: Path, *, runs: int, seed: int) -> Score:
+    """Kill each run once or twice at a uniformly random instant of its life, then let it go on to its end.
+
+    `failed` has a sentence for each run that did not end by itself or ended with other bits.
+    """
+    draw, score = random.Random(seed), Score(failed=[])
+    whole, lifetime = undisturbed(work, folder)
+    for number in range(runs):
+        place, life, before = folder / f"run-{number}", Life.new(), 0
+        for _ in range(1 + (number % 4 == 0)):
+            process = Forked(lambda place=place, life=life: work(place, life))
+            process.kill_after(draw.uniform(0, lifetime))
+            ended = process.wait()
+            if ended.code >= 0:  # it was done before the kill, or failed
+                if ended.code > 0:
+                    score.failed.append(f"run {number} could not go on: {ended.error}")
+                break
+            looked_at(place, life, score)
+            before = life.done.value
+            life.begun.set(0)
+        trained = (place / "phases" / "train.json").exists() or (place / "phases" / "adapt.json").exists()
+        ended = Forked(lambda place=place, life=life: work(place, life)).wait()
+        if ended.code != 0:
+            score.failed.append(f"run {number} could not go on: {ended.error or ended.code}")
+        elif ended.value != whole:
+            score.failed.append(
+                f"run {number} ended with other bits: {[n for n in whole if ended.value.get(n) != whole[n]]}"
+            )
+        elif not trained:
+            score.most_lost = max(score.most_lost, before - life.begun.value)
+    return score
+
+
+def undisturbed(work: Work, folder: Path) -> tuple[dict[str, str], float]:
+    """What a run comes to that nothing happens to, and the seconds of its life: the median of three."""
+    seconds: list[float] = []
+    for number in range(3):
+        begin = time.perf_counter()
+        found = forked(lambda number=number: work(folder / f"whole-{number}", Life.new())).result()
+        seconds.append(time.perf_counter() - begin)
+    return found, sorted(seconds)[1]
+
+
+def looked_at(place: Path, life: Life, score: Score) -> None:
+    """Count a kill by what it hit."""
+    score.kills += 1
+    checkpoints = place / "checkpoints"
+    score.early += not (place / RECIPE).exists()
+    score.writing += checkpoints.is_dir() and any(path.name.startswith(".") for path in checkpoints.iterdir())
+    score.trained += (place / "phases" / "train.json").exists() or (place / "phases" / "adapt.json").exists()
+
+
+def counts(score: Score, runs: int) -> dict[str, int]:
+    assert score.failed is not None
+    return {
+        "runs": runs, "kills": score.kills, "ended by themselves with the same bits": runs - len(score.failed),
+        "kills before there was a run": score.early, "kills while a checkpoint was written": score.writing,
+        "kills after training": score.trained, "most steps lost": score.most_lost,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Everything that a run imports is imported before the first fork."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "write_report", lambda run: run)
+        train_job(recipe_from_tree(TREE), tmp_path_factory.mktemp("warm") / "run")
+
+
+@pytest.mark.usefixtures("warm")
+def test_a_training_that_is_killed_at_a_random_instant_goes_on_by_itself_to_the_same_bits(tmp_path):
+    score = kill_many(training, tmp_path, runs=8, seed=1)
+    assert score.failed == []
+    assert score.most_lost <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.usefixtures("warm")
+def test_five_hundred_kills_of_a_training_lose_at_most_a_step(tmp_path):
+    score = kill_many(training, tmp_path, runs=500, seed=2)
+    record("kills of a training", counts(score, 500))
+    assert score.failed == []
+    assert score.most_lost <= 1
+    assert score.kills >= 480
+    assert score.writing >= 100
+
+
+# ---- the main job
+
+
+@pytest.fixture(scope="module")
+def planned() -> RecipeSpec:
+    """A plan for the diabetes table with a short training, saved at every step."""
+    plan = plan_job(job_recipe(DataSpec(path="diabetes"), ModelSpec(), budget="600s", strategy="full"))
+    assert plan.race is not None
+    probe, full = plan.race.candidates
+    race: RaceSpec = plan.race.replaced(candidates=(probe, full.replaced(steps=12)))
+    return plan.replaced(race=race, checkpoint=plan.checkpoint.replaced(every_steps=1))
+
+
+def adapting(spec: RecipeSpec) -> Work:
+    """`regraft adapt`, or `regraft resume` where there is a run."""
+
+    def work(folder: Path, life: Life) -> dict[str, str]:
+        if (folder / RECIPE).exists():
+            resume_job(folder, reporter=Told(life))
+        else:
+            run_job(spec, folder, reporter=Told(life))
+        return hashes(folder)
+
+    return work
+
+
+def test_a_job_that_is_killed_at_a_random_instant_goes_on_by_itself_to_the_same_bits(planned, tmp_path):
+    assert kill_many(adapting(planned), tmp_path, runs=4, seed=3).failed == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_hundred_kills_of_the_main_job_in_any_phase(planned, tmp_path):
+    score = kill_many(adapting(planned), tmp_path, runs=100, seed=4)
+    record("kills of the main job", counts(score, 100))
+    assert score.failed == []
+
+
+def test_a_failure_is_not_taken_for_an_end(tmp_path):
+    def broken(folder: Path, life: Life) -> dict[str, str]:
+        if (folder / "begun").exists():
+            raise RegraftError("cannot go on")
+        folder.mkdir(exist_ok=True)
+        if not folder.name.startswith("whole"):
+            (folder / "begun").touch()
+        time.sleep(0.05)
+        return {"bits": state_hash(1)}
+
+    score = kill_many(broken, tmp_path, runs=3, seed=5)
+    assert len(score.failed or []) >= 3
+    assert all("cannot go on" in sentence for sentence in score.failed or [])
