@@ -58,7 +58,7 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
             if is_disk_full(error):
                 tell(f"{FULL}; make room and try again", debug=debug)
                 raise typer.Exit(USER_ERROR) from None
-            traceback.print_exc()
+            _print_traceback()
             tell(
                 f"this is a bug in regraft ({type(error).__name__}: {error}); please report it with the lines above and "
                 "the command you ran"
@@ -75,9 +75,18 @@ def interrupt_code(error: BaseException | None) -> int:
 
 def tell(sentence: str, *, debug: bool = False) -> None:
     """The sentence on standard error, in one line; before it, with `debug`, the traceback of the error being handled."""
+    from regraft.config.secrets import redact
+
     if debug:
-        traceback.print_exc()
-    print(f"regraft: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+        _print_traceback()
+    print(f"regraft: {redact(' '.join(sentence.split()))}", file=sys.stderr, flush=True)
+
+
+def _print_traceback() -> None:
+    """The traceback of the error being handled on standard error, without the secrets that its messages may hold."""
+    from regraft.config.secrets import redact
+
+    print(redact(traceback.format_exc()), end="", file=sys.stderr, flush=True)
 
 
 @contextmanager

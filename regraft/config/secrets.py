@@ -107,9 +107,9 @@ def environment_secrets() -> list[str]:
 
 
 def secret_fields(value: Any, path: str = "") -> Iterator[str]:
-    """Dotted paths of the texts in nested mappings and lists that hold a secret, by its form or the URL it stands in."""
+    """Dotted paths of the texts in nested mappings and lists that `redact` would change."""
     if isinstance(value, str):
-        if _FORM.search(value) or any(pattern.search(value) for _, pattern in _PATTERNS[:5]):
+        if redact(value) != value:
             yield path or "a value"
     elif isinstance(value, Mapping):
         for key, item in cast(Mapping[Any, Any], value).items():

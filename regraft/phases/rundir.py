@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
+from regraft.config.plain_json import plain_json
+from regraft.config.secrets import redact
 from regraft.core.files import discard, partial_of, replace_file, sha256, sync_file, sync_folder
 from regraft.core.run import Record
 from regraft.errors import RunError
@@ -88,9 +90,9 @@ class RunDirectory:
     # ---- files
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file whole or not at all."""
+        """Write a file whole or not at all, without the secrets that its text may hold."""
         with self._told(name) as target:
-            replace_file(target, text.encode())
+            replace_file(target, redact(text).encode())
 
     @contextmanager
     def making(self, name: str) -> Generator[Path]:
@@ -137,7 +139,7 @@ class RunDirectory:
             RunError: it is missing or damaged.
         """
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
+            return plain_json((self.path / name).read_bytes())
         except (OSError, ValueError) as error:
             raise RunError(
                 f"{self.path / name}: cannot be read ({error}); the run is not complete, resume it"
@@ -227,7 +229,7 @@ class EventLog:
         lines = "".join(json.dumps({"candidate": self.candidate, **record}) + "\n" for record in records)
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(lines)
+                file.write(redact(lines))
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written ({error.strerror}); make room there and resume") from error
 
@@ -243,7 +245,7 @@ class EventLog:
         seen: list[str] = []
         for number, line in enumerate(self.path.read_bytes().split(b"\n")[:-1], start=1):
             try:
-                record = json.loads(line)
+                record = plain_json(line)
                 name, at = record["stage"], int(record["step"])
             except (ValueError, KeyError, TypeError):
                 raise RunError(

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from regraft.config.plain_yaml import NotPlainYaml, plain_yaml
 from regraft.errors import RunError
 from regraft.phases.evaluate.metrics import LOWER_IS_BETTER
 from regraft.phases.report.read import RunFiles, read_run
@@ -127,9 +126,9 @@ def _recipes(a: RunFiles, b: RunFiles) -> list[Difference]:
 def _recipe(run: RunFiles) -> Any:
     """The recipe as plain values."""
     try:
-        return yaml.safe_load(run.recipe)
-    except yaml.YAMLError as error:
-        raise RunError(f"{run.path / 'recipe.yaml'}: must be YAML, but {' '.join(str(error).split())}") from None
+        return plain_yaml(run.recipe)
+    except NotPlainYaml as error:
+        raise RunError(f"{run.path / 'recipe.yaml'}: must be YAML, but {error}") from None
 
 
 def _fields(value: Any, path: str = "") -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup, escape
 
+from regraft.config.secrets import redact
 from regraft.errors import RunError, suggest
 from regraft.phases.report import quality, story, upkeep
 from regraft.phases.report.read import UNEXPECTED_FORM, Absent, RunFiles, read_run
@@ -42,7 +43,7 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[RunFiles], dict[str, Any]]]] = 
 def write_report(run: Path) -> Path:
     """Path of `report.html`, written from the JSON files of a run directory; an earlier one is replaced in one step."""
     target = run / "report.html"
-    page = report_html(read_run(run))
+    page = redact(report_html(read_run(run)))
     draft = run / ".report.html.part"
     draft.write_text(page, encoding="utf-8")
     os.replace(draft, target)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from regraft.config.plain_json import plain_json
 from regraft.errors import RunError
 
 # what reading a field of the wrong type raises: the files are data, possibly edited or of another version, and one wrong
@@ -85,7 +85,7 @@ def _json(path: Path, kind: type, problems: dict[str, str]) -> Any:
         problems[path.name] = f"{path.name} is not in the run directory: its phase has not run."
         return kind()
     try:
-        content = json.loads(_text(path))
+        content = plain_json(_text(path))
     except ValueError as error:
         problems[path.name] = f"{path.name} is not valid JSON ({error})."
         return kind()
@@ -105,7 +105,7 @@ def _curves(path: Path, problems: dict[str, str]) -> dict[tuple[str, str], list[
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
-                logged = _numbers(json.loads(line))
+                logged = _numbers(plain_json(line, finite=False))
             except (ValueError, KeyError, TypeError, AttributeError):
                 unread += 1  # a killed run leaves half a line; stages also log things that are not numbers
                 continue
