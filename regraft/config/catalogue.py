@@ -28,6 +28,7 @@ CATALOGUE: dict[str, dict[str, str]] = {  # family -> class name -> module
         "EWC": "regraft.techniques.continual.ewc",
         "GAN": "regraft.techniques.generative.gan",
         "GRPO": "regraft.techniques.alignment.grpo",
+        "Guard": "regraft.techniques.reliability.guard",
         "LastK": "regraft.techniques.transfer.last_k",
         "LoRA": "regraft.techniques.peft.lora",
         "MAML": "regraft.techniques.meta.maml",

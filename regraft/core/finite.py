@@ -36,15 +36,18 @@ class Pass(NamedTuple):
 
 
 class Trouble(RunError):
-    """A step that must not be made. Nothing has been changed by it: parameters and optimizer state are those before it."""
+    """A step that must not be made. Its update has changed nothing: parameters and optimizer state are those before it."""
+
+    def __init__(self, what: str, made_of: Pass | None = None) -> None:
+        super().__init__(f"{what}, so the step was not made; {ADVICE}")
+        self.what, self.made_of = what, made_of
 
 
 class NotFinite(Trouble):
     """The loss or a gradient of this step is not a finite number."""
 
     def __init__(self, named: Mapping[str, nn.Parameter], made_of: Pass | None) -> None:
-        self.what, self.made_of = what(named, made_of), made_of
-        super().__init__(f"{self.what}, so the step was not made; {ADVICE}")
+        super().__init__(what_is_not_finite(named, made_of), made_of)
 
 
 class Finite:
@@ -125,7 +128,7 @@ def refuse_bad_weights(run: Run) -> None:
 # ---- in words
 
 
-def what(named: Mapping[str, nn.Parameter], made_of: Pass | None) -> str:
+def what_is_not_finite(named: Mapping[str, nn.Parameter], made_of: Pass | None) -> str:
     """What is not finite, as a clause: the loss, or the gradient nearest to it."""
     if made_of is not None and not bool(made_of.loss.value.isfinite()):
         return f"the loss became {float(made_of.loss.value)}"

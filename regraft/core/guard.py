@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from regraft.core.finite import ADVICE, NAMED, NotFinite, Pass, Trouble, bad_weights, listed, modules_of, not_finite
+from regraft.core.finite import ADVICE, NAMED, Pass, Trouble, bad_weights, listed, modules_of, not_finite
 from regraft.core.seeding import seed_default
 from regraft.core.trial import trial
 from regraft.core.values import Batch, split
@@ -21,36 +21,42 @@ if TYPE_CHECKING:
     from regraft.core.run import Run
 
 
+class Finding(NamedTuple):
+    """What was found out about a step that must not be made."""
+
+    text: str  # stage, step, what is wrong, and the first place it is in
+    advice: str
+
+
 def explained(run: Run, trouble: Trouble) -> str:
-    """One sentence: stage, step, what is not finite, the first place it is in, and the way out.
+    """What `found` gives, as one sentence."""
+    finding = found(run, trouble)
+    return f"{finding.text}; {finding.advice}"
+
+
+def found(run: Run, trouble: Trouble) -> Finding:
+    """What is wrong with the step being run, and where it comes from.
 
     It runs the forward pass of the step once more, with a look at the output of every layer; the run is left as it was,
     without gradients.
     """
-    head = f"stage {run.stage.name!r}: "
-    if not isinstance(trouble, NotFinite):
-        return head + str(trouble)
-    return f"{head}{trouble.what} at step {run.clock.step + 1:,}{_origin(run, trouble)}"
-
-
-def _origin(run: Run, trouble: NotFinite) -> str:
-    """` (the first place it is in); the way out`."""
+    text = f"stage {run.stage.name!r}: {trouble.what} at step {run.clock.step + 1:,}"
+    made_of = trouble.made_of
     weights = bad_weights(run)
     if weights:
-        return f" ({listed(weights, 'weight', 'weights')} not finite before it); {ADVICE}, or let the technique Guard roll back"
-    made_of = trouble.made_of
-    if made_of is None:
-        return f"; {ADVICE}"
-    rows = [_rows(run, key, made_of.batch) for key in not_finite(made_of.batch.items())]
-    terms = not_finite(made_of.loss.terms.items())
-    found = [
-        *rows,
-        *([f"{listed(terms, 'term', 'terms')} of the loss not finite"] if terms else []),
-        _layer(run, made_of),
-    ]
-    text = "; ".join(part for part in found if part)
-    advice = "repair or drop these rows" if rows else ADVICE
-    return f" ({text}); {advice}, or let the technique Guard skip such steps"
+        places, advice = (
+            [f"{listed(weights, 'weight', 'weights')} not finite before it"],
+            f"{ADVICE}, or let the technique Guard roll back",
+        )
+    elif made_of is None:
+        places, advice = [], f"{ADVICE}, or let the technique Guard skip such steps"
+    else:
+        rows = [_rows(run, key, made_of.batch) for key in not_finite(made_of.batch.items())]
+        terms = not_finite(made_of.loss.terms.items())
+        where = [f"{listed(terms, 'term', 'terms')} of the loss not finite"] if terms else []
+        places = [*rows, *where, _layer(run, made_of)]
+        advice = f"{'repair or drop these rows' if rows else ADVICE}, or let the technique Guard skip such steps"
+    return Finding(f"{text} ({'; '.join(places)})" if places else text, advice)
 
 
 def _rows(run: Run, key: str, batch: Batch) -> str:

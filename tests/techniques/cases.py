@@ -17,6 +17,7 @@ from regraft.techniques.peft.norm_only import NormOnly
 from regraft.techniques.regularise.mixup import MixUp
 from regraft.techniques.regularise.sam import SAM
 from regraft.techniques.regularise.weight_average import WeightAverage
+from regraft.techniques.reliability.guard import Guard
 from regraft.techniques.speed.activation_checkpointing import ActivationCheckpointing
 from regraft.techniques.speed.channels_last import ChannelsLast
 from regraft.techniques.speed.compile import Compile
@@ -59,6 +60,7 @@ ROWS = [
     Case(EWC(weight=50.0, samples=16), neutral=EWC(weight=0)),
     Case(GAN(rounds=2), network=Players),
     Case(GRPO(group_size=4, kl_weight=0.1)),
+    Case(Guard(on_trouble="roll_back", spike=3.0, every=2), neutral=Guard(on_trouble="stop"), effect=False),
     Case(LastK(blocks=1)),
     Case(LoRA(rank=2)),
     Case(MAML(ways=3, shots=2, queries=2, tasks=4)),

@@ -15,7 +15,11 @@ from regraft.testing import toy_recipe
 READS = ("item", "tolist", "__float__", "__bool__", "__int__", "numpy")
 
 
-READ_BY_DESIGN = {"AdaptiveBackprop": ["numpy"]}  # once a round: what the tensors gained decides which of them train
+READ_BY_DESIGN = {
+    "AdaptiveBackprop": ["numpy"],  # once a round: what the tensors gained decides which of them train
+    "Guard": ["__float__"]
+    * 4,  # in each of two steps: the loss, for `spike`, and whether the weights are finite, for "roll_back"
+}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,0 +1,1 @@
+"""Techniques that keep a run going: what happens with a step that must not be made."""
