@@ -87,7 +87,7 @@ class Checkpointer(Hook):
         self.size = 0  # and the size they were expected to have
 
     def on_start(self, run: Run) -> None:
-        """Before the first step of a stage: put the folder in order, and see whether there is room for its checkpoints.
+        """Before the first step of a stage: put the folder in order, see whether there is room for its checkpoints, and save.
 
         Raises:
             RunError: there is not.
@@ -100,6 +100,8 @@ class Checkpointer(Hook):
         self._require_room(expected_bytes(run) + self.later)
         best = 0 if self.best is None else self.best.keep
         self.scores = sorted((score for _, score in _scored(self.folder)), reverse=True)[:best]
+        if run.index > 0 and run.clock.step == 0:  # the step before it is not saved, for its stage was not over yet
+            self.save(run)
 
     def _require_room(self, size: int) -> None:
         self.size = size
