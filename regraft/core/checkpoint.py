@@ -118,9 +118,8 @@ class Checkpointer(Hook):
         if not self.enabled:
             return
         self.writer.check()
-        if (
-            run.stopped or run.clock.step == run.clock.total
-        ):  # the next stage, or what follows, begins with a safe point
+        if run.stopped or run.clock.step == run.clock.total:  # what follows begins with a safe point
+            self.writer.wait()
             return
         score = None if self.best is None else self.best.score(run)
         if run.clock.step % self.every == 0 or self._among_best(score) or self.stop.requested is not None:
