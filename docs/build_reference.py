@@ -19,10 +19,13 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from regraft.cli.chart import curve
 from regraft.config.catalogue import CATALOGUE, find
-from regraft.config.spec import Named
+from regraft.config.spec import Named, Spec
 from regraft.core.stage import SLOTS
 from regraft.core.technique import Technique
+from regraft.core.values import Clock
+from regraft.optim.schedules import Schedule
 
 DOCS = Path(__file__).resolve().parent
 GENERATED = "<!-- Written by docs/build_reference.py from the docstrings; edit those. -->\n"
@@ -38,7 +41,7 @@ FAMILIES = {
     "schedule": (
         "Schedules",
         "The factor on the learning rate over a stage. `warmup` is the share of the stage in which it rises from 0 in a "
-        "straight line; `floor` is the factor at the end.",
+        "straight line; `floor` is the factor at the end. `regraft schedule NAME`, or `regraft schedule RECIPE`, draws one.",
         "train: {{schedule: {{{name}: {{warmup: 0.1}}}}}}",
     ),
     "network": (
@@ -125,6 +128,8 @@ def type_words(annotation: Any) -> str:
         return " or ".join(type_words(part) for part in parts)
     if origin is tuple:
         members = "texts" if parts[0] is str else f"{type_words(parts[0])}s"
+        if inspect.isclass(parts[0]) and issubclass(parts[0], Spec):
+            members = f"`{{{', '.join(parts[0].model_fields)}}}`"
         return f"list of {members}" if Ellipsis in parts else f"{len(parts)} {members}"
     return "an object (in Python)"  # a module, a source or a function
 
@@ -240,9 +245,18 @@ def family_page(family: str) -> str:
         body = f"{doc.first}\n\n{doc.body}".strip()
         parts.append(f"## {name}\n\n{body}\n")
         parts.append(undocumented(cls, doc.fields))
-        parts.append(f"```yaml\n{example.format(name=name)}\n```\n")
+        parts.append(f"```yaml\n{doc.example or example.format(name=name)}\n```\n")
+        parts.append(drawn(name) if family == "schedule" and name != "Sequence" else "")
     parts += [PRETRAINED] if family == "network" else []
     return "\n".join(part for part in parts if part)
+
+
+def drawn(name: str) -> str:
+    """The curve of a schedule with its default options."""
+    schedule = find("schedule", name)()
+    assert isinstance(schedule, Schedule)
+    lines = curve([schedule(Clock(step, 1000)) for step in range(1000)], width=48, height=5, unit="steps")
+    return "\n".join(["```text", *lines, "```\n"])
 
 
 def pages() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Commands that show what there is: techniques, explain."""
+"""Commands that look at recipes and at what they can name: techniques, explain, schedule, lint."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from regraft.cli.app import app
+from regraft.cli.chart import curve
 from regraft.cli.options import Common, Set, command
 from regraft.cli.screen import show_json, show_lines, show_table
 
@@ -51,3 +52,51 @@ def explain(
         return
     show_table("", ("field", "from", "value"), [(v["field"], v["from"], v["shown"]) for v in values])
     show_lines(["", *nest])
+
+
+@command(app)
+def schedule(
+    what: Annotated[
+        str, typer.Argument(metavar="RECIPE|SCHEDULE", help="A recipe file, or a schedule as in one: `OneCycle`.")
+    ],
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a stage whose length is not known yet.")] = 1000,
+    overrides: Set = None,
+    common: Common = Common(),  # noqa: B008
+) -> None:
+    """Draw the learning rate, and the momentum where it changes, over every stage of a recipe."""
+    from regraft.phases.schedules import traces
+
+    found = traces(what, overrides or [], steps=steps)
+    if common.json:
+        show_json(found)
+        return
+    for trace in found:
+        show_lines([f"{trace['stage']}: {trace['schedule']}", "", "learning rate"])
+        show_lines(curve(trace["rates"], unit="steps"))
+        if trace["momenta"] is not None:
+            show_lines(["", "momentum", *curve(trace["momenta"], height=4, unit="steps")])
+        show_lines([""])
+
+
+@command(app)
+def lint(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file to train.")],
+    overrides: Set = None,
+    common: Common = Common(),  # noqa: B008
+) -> None:
+    """Advice on a recipe: what is likely to go wrong with it, who found that out, and what to write instead."""
+    from dataclasses import asdict
+
+    from regraft.config.recipe import read_recipe
+    from regraft.phases.advice.lint import lint as findings_of
+
+    found = findings_of(read_recipe(recipe, overrides or []))
+    if common.json:
+        show_json([asdict(finding) for finding in found])
+    for finding in [] if common.json else found:
+        show_lines([f"{finding.severity}: {finding.code}  {finding.where}", f"  {finding.reason}"])
+        show_lines([f"  fix: {finding.fix}", f"  source: {finding.source}", ""])
+    if not found and not common.json:
+        show_lines(["Nothing to object to."])
+    if any(finding.severity == "warning" for finding in found):
+        raise typer.Exit(1)

@@ -39,8 +39,14 @@ CATALOGUE: dict[str, dict[str, str]] = {  # family -> class name -> module
         "StagedThaw": "regraft.techniques.transfer.staged_thaw",
         "WeightAverage": "regraft.techniques.regularise.weight_average",
     },
-    "optimizer": dict.fromkeys(("Adam", "AdamW", "SGD"), "regraft.optim.optimizers"),
-    "schedule": dict.fromkeys(("Constant", "Cosine", "Linear"), "regraft.optim.schedules"),
+    "optimizer": dict.fromkeys(
+        ("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "RMSprop", "SGD"), "regraft.optim.optimizers"
+    )
+    | dict.fromkeys(("Lion", "SOAP", "Shampoo"), "regraft.optim.other_optimizers"),
+    "schedule": dict.fromkeys(
+        ("Constant", "Cosine", "Exponential", "Linear", "Polynomial", "Power", "StepDecay"), "regraft.optim.schedules"
+    )
+    | dict.fromkeys(("Cyclic", "OneCycle", "Sequence", "WarmRestarts"), "regraft.optim.cycles"),
     "network": dict.fromkeys(("ConvNet", "GenerativePair", "MLP"), "regraft.models.networks")
     | {"WideDeep": "regraft.models.wide_deep"},
 }

@@ -31,6 +31,11 @@ def constant(clock: Clock) -> float:
     return 1.0
 
 
+def unchanged(clock: Clock) -> None:
+    """A schedule that leaves the momentum as it is."""
+    return
+
+
 class Descent:
     """One optimizer step on the mean loss of a batch, in `micro` slices.
 
@@ -48,10 +53,11 @@ class Descent:
         micro: number of slices a batch is cut into.
         max_norm: gradients are scaled down to this global L2 norm; None leaves them.
         schedule: factor on every learning rate at a clock.
+        momentum: the momentum, or Adam's first beta, at a clock; None leaves it.
         precision: "bf16" runs the loss under autocast; parameters, gradients and optimizer state stay in fp32.
 
     Raises:
-        ConfigError: there is no trainable parameter.
+        ConfigError: there is no trainable parameter, or the optimizer has no momentum to schedule.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class Descent:
         micro: int = 1,
         max_norm: float | None = None,
         schedule: Callable[[Clock], float] = constant,
+        momentum: Callable[[Clock], float | None] = unchanged,
         precision: Precision = "fp32",
     ) -> None:
         if not params:
@@ -71,6 +78,7 @@ class Descent:
         self.named = dict(params)
         self.params: Sequence[nn.Parameter] = list(params.values())
         self.make, self.micro, self.max_norm, self.schedule, self.precision = make, micro, max_norm, schedule, precision
+        self.momentum = momentum
         self._use(make(self.named, {}))
         self.device, self.finite = self.params[0].device, Finite(self.params)
         self.made_of: Pass | None = None  # what the gradients that wait to be applied were made of
@@ -166,9 +174,11 @@ class Descent:
             raise NotFinite(self.named, made_of)
         if self.max_norm is not None:
             nn.utils.clip_grad_norm_(self.params, self.max_norm)
-        factor = self.schedule(clock)
+        factor, momentum = self.schedule(clock), self.momentum(clock)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
+            if momentum is not None:
+                _set_momentum(group, momentum)
         self.optimizer.step()
 
     def __call__(self, loss_fn: LossFn, batch: Batch, clock: Clock) -> Loss:
@@ -213,6 +223,18 @@ class Descent:
         """`Descent(AdamW)` with what differs from the defaults."""
         extras = [f"micro={self.micro}"] * (self.micro > 1) + [self.precision] * (self.precision != "fp32")
         return f"Descent({', '.join([type(self.optimizer).__name__, *extras])})"
+
+
+def _set_momentum(group: dict[str, Any], momentum: float) -> None:
+    if "betas" in group:
+        group["betas"] = (momentum, *group["betas"][1:])
+    elif "momentum" in group:
+        group["momentum"] = momentum
+    else:
+        raise ConfigError(
+            "the schedule moves the momentum, but the optimizer has none; take SGD, RMSprop or one of Adam's family, or "
+            "`low_momentum: null`"
+        )
 
 
 def descents(step: Step) -> list[Descent]:

@@ -28,6 +28,7 @@ class DescentBuilder:
             micro=self.micro,
             max_norm=self.max_norm,
             schedule=self.schedule,
+            momentum=self.schedule.momentum,
             precision=self.precision,
         )
 

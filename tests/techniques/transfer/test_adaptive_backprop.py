@@ -313,8 +313,8 @@ def test_a_run_resumed_within_a_round_goes_on_with_the_same_bits(stop):
 class LateStart(Schedule):
     """Nothing moves in the first two steps."""
 
-    def shape(self, fraction):
-        return float(fraction >= 0.2)
+    def shape(self, step, total):
+        return float(step >= 0.2 * total)
 
 
 def test_a_step_that_moved_nothing_is_weighed_again():

@@ -1,0 +1,78 @@
+"""Advice on batches and on what is done to examples."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from regraft.phases.advice.situation import Finding, Situation
+
+USUAL_BATCH = (16, 512)
+FEWEST_FOR_BATCH_NORM = 16
+SIDED = re.compile(r"(?:^|[^a-z])(left|right|b|d|p|q)(?:$|[^a-z])", re.IGNORECASE)
+DIGITS = frozenset("0123456789")
+
+
+def unusual_batch(situation: Situation) -> Iterator[Finding]:
+    """BATCH1: a batch of fewer than tens or more than hundreds of examples, or of no power of two."""
+    size, (low, high) = situation.spec.train.batch_size, USUAL_BATCH
+    if low <= size <= high and size & (size - 1) == 0:
+        return
+    if size < low:
+        reason = "its gradient is noisy, and a processor works on less than it could"
+    elif size > high:
+        reason = "each step costs more and says little more, and what is found often generalises worse"
+    else:
+        reason = "kernels are tuned for powers of two"
+    yield Finding(
+        code="BATCH1",
+        severity="note",
+        where="train.batch_size",
+        reason=f"a batch of {size:,}: {reason}",
+        source="Masters and Luschi, 2018, arXiv:1804.07612; Keskar et al., 2017, arXiv:1609.04836",
+        fix=f"try {min(high, max(low, 1 << (size - 1).bit_length()))}, and scale the learning rate with it",
+    )
+
+
+def batch_norm_on_few(situation: Situation) -> Iterator[Finding]:
+    """BATCH2: batch normalisation estimates its statistics on a handful of examples."""
+    train = situation.spec.train
+    rows = train.batch_size // train.micro
+    for stage in situation.stages:
+        if stage.batch_norms and rows < FEWEST_FOR_BATCH_NORM:
+            yield Finding(
+                code="BATCH2",
+                severity="warning",
+                where="train.batch_size" if train.micro == 1 else "train.micro",
+                reason=f"stage {stage.name!r} moves the statistics of {stage.batch_norms} batch normalisations on {rows} "
+                "examples at a time, which is too few to estimate them",
+                source="Wu and He, 2018, arXiv:1803.08494, figure 1",
+                fix=f"use batches, or slices of them, of {FEWEST_FOR_BATCH_NORM} or more, or `train.steady: true`",
+            )
+
+
+def mirrored_sides(situation: Situation) -> Iterator[Finding]:
+    """DATA1: images are mirrored although classes seem to differ by their sides."""
+    if situation.modality != "image" or not situation.spec.train.flip:
+        return
+    telling = sided(situation.classes)
+    if telling:
+        yield Finding(
+            code="DATA1",
+            severity="warning",
+            where="train.flip",
+            reason=f"images are mirrored, but classes such as {telling[0]!r} seem to tell left from right: a mirrored "
+            "example may have another label",
+            source="Shorten and Khoshgoftaar, 2019, doi:10.1186/s40537-019-0197-0, on the safety of augmentations",
+            fix="set `train.flip: false`",
+        )
+
+
+def sided(classes: Sequence[str]) -> list[str]:
+    """Names of classes that a mirror may change: those with left or right in them, mirrored letters, the ten digits."""
+    if set(classes) >= DIGITS:
+        return sorted(DIGITS)
+    return [name for name in classes if SIDED.search(name)]
+
+
+RULES = (unusual_batch, batch_norm_on_few, mirrored_sides)

@@ -1,0 +1,30 @@
+"""All rules of advice over one recipe."""
+
+from __future__ import annotations
+
+from regraft.config.recipe import RecipeSpec
+from regraft.phases.advice import batches, freezing, rates
+from regraft.phases.advice.situation import Finding, Rule, Situation, situation
+from regraft.phases.build import assemble
+
+RULES: tuple[Rule, ...] = (*rates.RULES, *batches.RULES, *freezing.RULES)
+
+
+def advise(seen: Situation) -> list[Finding]:
+    """What the rules find, warnings first."""
+    found = [finding for rule in RULES for finding in rule(seen)]
+    return sorted(found, key=lambda finding: (finding.severity != "warning", finding.code))
+
+
+def lint(spec: RecipeSpec) -> list[Finding]:
+    """Advice on a recipe to train; its data and models are opened, and nothing is trained.
+
+    Raises:
+        ConfigError, DataError, ModelError, Conflict: as `regraft train` would for the same recipe.
+    """
+    return advise(situation(assemble(spec)))
+
+
+def sentence(finding: Finding) -> str:
+    """One finding in a line: `warning: RATE1 ...: reason; fix (source)`."""
+    return f"{finding.severity}: {finding.code}, {finding.where}: {finding.reason}; {finding.fix} ({finding.source})"

@@ -1,0 +1,112 @@
+"""What a rule of advice can see, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from torch import nn
+
+from regraft.config.recipe import RecipeSpec
+from regraft.core import Stage
+from regraft.models.graft import Graft
+from regraft.optim.optimizers import Optimizer
+from regraft.optim.schedules import Schedule
+from regraft.phases.build import Assembled
+
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One piece of advice."""
+
+    code: str  # letters of its theme and a number; it never changes its meaning
+    severity: Literal["warning", "note"]
+    where: str  # dotted name of the field it is about
+    reason: str  # what is so, and what follows from it
+    source: str  # who found that out
+    fix: str  # what to write instead
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFacts:
+    """What one stage of a compiled recipe trains."""
+
+    name: str
+    pretrained_share: (
+        float  # trained parameters of the pretrained part, as a share of that part; 0 where nothing is pretrained
+    )
+    batch_norms: int  # batch normalisations whose running statistics the stage moves
+    scaled: bool  # are some rates scaled?
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """A recipe with its data and model."""
+
+    spec: RecipeSpec
+    rows: int  # for training
+    classes: tuple[str, ...]
+    modality: str
+    stages: tuple[StageFacts, ...]
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Of every stage."""
+        return cast(Optimizer, self.spec.train.optimizer)
+
+    @property
+    def schedule(self) -> Schedule:
+        """Of every stage."""
+        return cast(Schedule, self.spec.train.schedule)
+
+    @property
+    def techniques(self) -> frozenset[str]:
+        """Names of the techniques in use."""
+        return frozenset(type(technique).__name__ for technique in self.spec.techniques)
+
+
+Rule = Callable[[Situation], Iterator[Finding]]
+
+
+def situation(assembled: Assembled) -> Situation:
+    """What the rules see of a recipe whose objects have been made."""
+    materials = assembled.main.materials
+    scaled = any(type(technique).__name__ == "Discriminative" for technique in assembled.spec.techniques)
+    return Situation(
+        spec=assembled.spec,
+        rows=len(materials.rows("train")),
+        classes=tuple(materials.dataset.schema.classes),
+        modality=materials.dataset.schema.modality,
+        stages=tuple(_facts(stage, assembled, scaled) for stage in assembled.recipe.stages),
+    )
+
+
+def _facts(stage: Stage[Any], assembled: Assembled, scaled: bool) -> StageFacts:
+    pretrained = _pretrained(assembled)
+    trained = {
+        id(p)
+        for name, p in stage.model.named_parameters()
+        if (p.requires_grad if stage.trains is None else name in stage.trains)
+    }
+    total = sum(p.numel() for p in pretrained)
+    moving = sum(
+        isinstance(module, BATCH_NORM) and any(id(p) in trained for p in module.parameters())
+        for module in stage.model.modules()
+    )
+    return StageFacts(
+        name=stage.name,
+        pretrained_share=sum(p.numel() for p in pretrained if id(p) in trained) / total if total else 0.0,
+        batch_norms=0 if assembled.spec.train.steady else moving,
+        scaled=scaled,
+    )
+
+
+def _pretrained(assembled: Assembled) -> list[nn.Parameter]:
+    """Parameters of the main model that were trained before, by whoever published it."""
+    if assembled.spec.main_model().name is None:
+        return []
+    inner = assembled.base.backbone if isinstance(assembled.base, Graft) else assembled.base
+    return [p for p in inner.parameters() if p.ndim > 0]
