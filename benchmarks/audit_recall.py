@@ -106,7 +106,7 @@ def score(folder: Path) -> dict:
     truth = json.loads((folder / "ground_truth.json").read_text())
     places, texts = texts_of(folder / "data")
     planted = planted_rows(truth["defects"], places)
-    dataset = load(DataSpec(path=str(folder / "data"), on_bad="skip"))
+    dataset = load(DataSpec(path=str(folder / "data")), keep_bad=True)
     start = time.perf_counter()
     report = audit(dataset)
     seconds = time.perf_counter() - start

@@ -17,7 +17,7 @@ from regraft.errors import ConfigError
 from regraft.phases.checking import audit_data
 from regraft.phases.demo import resume_any
 from regraft.phases.findings import AuditReport
-from regraft.phases.opening import open_data, require_new, require_recipe
+from regraft.phases.opening import open_data, require_new, require_recipe, with_bad_sample_policy
 from regraft.phases.path import job_recipe, plan_job, run_job
 from regraft.phases.predict import Prediction, Predictor, load
 from regraft.phases.progress import Reporter, Silent
@@ -30,6 +30,7 @@ __all__ = ["FinishedRun", "Prediction", "Predictor", "RunReport", "adapt", "audi
 Columns = str | Sequence[str] | None
 Task = Literal["auto", "binary", "multiclass", "multilabel", "regression"]
 Modality = Literal["auto", "text", "image", "table"]
+BadSamples = Literal["fail", "skip"]
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def adapt(
     valid: float | None = None,
     test: float | None = None,
     limit: int | None = None,
+    on_bad_sample: BadSamples | None = None,
     image_size: int | None = None,
     ignore_errors: bool = False,
     set: Sequence[str] = (),
@@ -143,6 +145,7 @@ def adapt(
         valid: share cut off for validation where none is given.
         test: share cut off for the final test where none is given.
         limit: training rows used, at most.
+        on_bad_sample: "fail" stops at the first bad row or image, "skip" leaves such rows out and counts them.
         image_size: side in pixels that a module of your own takes.
         ignore_errors: go on although the audit found errors.
         set: `path.to.field=value`, as with `--set`.
@@ -150,7 +153,7 @@ def adapt(
     """
     source = _data(
         data, text=text, label=label, image=image, features=features, group=group, time=time, task=task, modality=modality,
-        encoding=encoding, delimiter=delimiter, valid=valid, test=test, limit=limit,
+        encoding=encoding, delimiter=delimiter, valid=valid, test=test, limit=limit, on_bad_sample=on_bad_sample,
     )  # fmt: skip
     overrides = [*set, *(["ignore_audit_errors=true"] if ignore_errors else [])]
     spec = _recipe(source, model, image_size, overrides, {"seed": seed, "budget": budget, "strategy": strategy})
@@ -194,13 +197,14 @@ def plan(
     text: Columns = None,
     label: Columns = None,
     task: Task = "auto",
+    on_bad_sample: BadSamples | None = None,
     set: Sequence[str] = (),
     progress: bool | Reporter = True,
 ) -> RecipeSpec:
     """The recipe `adapt` would run, measured and counted; `dump_recipe` of it is a recipe file. See `adapt` for the options."""
     reporter = _reporter(progress)
     module = model if isinstance(model, nn.Module) else None
-    source = _data(data, text=text, label=label, task=task)
+    source = _data(data, text=text, label=label, task=task, on_bad_sample=on_bad_sample)
     if isinstance(source, Path):
         raise ConfigError(f"{source}: is a recipe already; give the data")
     named = _model(model, image_size=None)
@@ -222,11 +226,12 @@ def audit(
     group: str | None = None,
     time: str | None = None,
     task: Task = "auto",
+    on_bad_sample: BadSamples | None = None,
     progress: bool | Reporter = False,
 ) -> AuditReport:
     """Everything that is wrong or odd with the data; nothing is written. `model` judges labels by its features."""
     reporter = _reporter(progress)
-    source = _data(data, text=text, label=label, group=group, time=time, task=task)
+    source = _data(data, text=text, label=label, group=group, time=time, task=task, on_bad_sample=on_bad_sample)
     if isinstance(source, Path):
         source = read_recipe(require_recipe(source)).main_data()
     try:
@@ -235,11 +240,18 @@ def audit(
         reporter.end()
 
 
-def train(recipe: str | Path | RecipeSpec, *, out: str | Path, progress: bool | Reporter = True) -> FinishedRun:
+def train(
+    recipe: str | Path | RecipeSpec,
+    *,
+    out: str | Path,
+    on_bad_sample: BadSamples | None = None,
+    progress: bool | Reporter = True,
+) -> FinishedRun:
     """Train by a recipe with stages and techniques, into a new run directory."""
     from regraft.phases.train import train_job
 
     spec = recipe if isinstance(recipe, RecipeSpec) else read_recipe(require_recipe(Path(recipe)))
+    spec = spec if on_bad_sample is None else with_bad_sample_policy(spec, on_bad_sample)
     reporter = _reporter(progress)
     try:
         train_job(spec, Path(out), reporter=reporter)

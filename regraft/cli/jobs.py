@@ -14,6 +14,7 @@ from regraft.cli.options import (
     Common,
     DataOptions,
     Model,
+    OnBad,
     Out,
     Precision,
     Run,
@@ -121,8 +122,9 @@ def _from_recipe(file: str, overrides: list[str], *, given: dict[str, Any]) -> R
 
     said = [name for name, value in given.items() if value is not None]
     if said:
+        option = said[0].replace("_", "-")
         raise ConfigError(
-            f"--{said[0]}: {file} is a recipe and says this already; change it there, or with --set such as --set seed=7"
+            f"--{option}: {file} is a recipe and says this already; change it there, or with --set such as --set seed=7"
         )
     spec = read_recipe(require_recipe(Path(file)), overrides)
     if spec.stages:
@@ -135,6 +137,7 @@ def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file with `stages:` and `techniques:`.")],
     out: Out,
     overrides: Set = None,
+    on_bad_sample: OnBad = None,
     common: Common = Common(),  # noqa: B008
 ) -> None:
     """Train by a recipe: any technique of the catalogue."""
@@ -143,6 +146,10 @@ def train(
     from regraft.phases.train import train_job
 
     spec = read_recipe(require_recipe(recipe), overrides or [])
+    if on_bad_sample is not None:
+        from regraft.phases.opening import with_bad_sample_policy
+
+        spec = with_bad_sample_policy(spec, on_bad_sample)
     with screen(common.quiet or common.json) as reporter, resumable(out):
         train_job(spec, out, reporter=reporter)
     show_end(out, common)

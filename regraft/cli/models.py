@@ -14,11 +14,12 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from regraft.cli.app import app
-from regraft.cli.options import Common, Run, command
+from regraft.cli.options import Common, OnBad, OnBadRow, Run, command
 from regraft.cli.screen import screen, show_json, show_lines, show_table
+from regraft.data.csv_cells import harmless
 
 if TYPE_CHECKING:
-    from regraft.phases.predict import Prediction
+    from regraft.phases.predict import Prediction, Predictor
 
 TOP = 3  # classes shown beside a label to people
 
@@ -37,6 +38,7 @@ def predict(
     ] = None,
     encoding: Annotated[str | None, typer.Option(metavar="NAME", help="Of text files, such as latin-1.")] = None,
     delimiter: Annotated[str | None, typer.Option(metavar="CHAR", help="Between the fields of a CSV file.")] = None,
+    on_bad_sample: OnBadRow = None,
     common: Common = Common(),  # noqa: B008
 ) -> None:
     """Labels with calibrated probabilities, or numbers with intervals, for every row of a file."""
@@ -47,13 +49,14 @@ def predict(
     if out is not None and out.exists():
         raise RunError(f"{out} exists; predictions are only written to a new file, give another --out")
     predictor = load(run)
-    options = {name: value for name, value in (("encoding", encoding), ("delimiter", delimiter)) if value is not None}
+    given = (("encoding", encoding), ("delimiter", delimiter), ("on_bad_sample", on_bad_sample))
+    options = {name: value for name, value in given if value is not None}
     with readable_input(file, predictor.schema) as path:
         parts = predictor.predict_file(path, options=options)
         first = next(parts, [])  # what is wrong with the file shows before anything is written
         as_json = common.json or (out is not None and out.suffix in (".jsonl", ".json"))
         with _target(out) as stream:
-            write = _json_lines if as_json else _rows(stream, out)
+            write = _json_lines if as_json else _rows(stream, predictor, reasons=on_bad_sample == "skip")
             for part in chain((first,), parts):
                 write(stream, part)
 
@@ -63,31 +66,32 @@ def _json_lines(stream: IO[str], part: list[Prediction]) -> None:
         stream.write(json.dumps(prediction.to_json(), ensure_ascii=False) + "\n")
 
 
-def _rows(stream: IO[str], out: Path | None) -> Any:
-    """A writer of CSV rows, or of aligned lines for a terminal."""
+def _rows(stream: IO[str], predictor: Predictor, *, reasons: bool) -> Any:
+    """A writer of CSV rows, the header before the first of them; `reasons` adds the column that bad rows need."""
     writer = csv.writer(stream, lineterminator="\n")
-    started = False
+    names = [name for name in predictor.fields if name != "probabilities"]
+    names += list(predictor.schema.classes) if predictor.schema.task == "multilabel" else []
+    writer.writerow([harmless(name) for name in [*names, *(["reason"] if reasons else [])]])
 
     def write(_: IO[str], part: list[Prediction]) -> None:
-        nonlocal started
         for prediction in part:
-            record = _record(prediction)
-            if not started:
-                writer.writerow(record)
-                started = True
-            writer.writerow(record.values())
+            record = _record(prediction) | {"reason": prediction.reason or ""}
+            cells = [record.get(name, "") for name in names] + ([record["reason"]] if reasons else [])
+            writer.writerow([harmless(cell) for cell in cells])
 
     return write
 
 
 def _record(prediction: Prediction) -> dict[str, str]:
-    """The columns of a CSV line."""
+    """The columns of a CSV line, none of them for a bad row."""
+    if prediction.reason is not None:
+        return {}
     if prediction.value is not None:
         limits = {} if prediction.low is None else {"low": f"{prediction.low:.6g}", "high": f"{prediction.high:.6g}"}
         return {"value": f"{prediction.value:.6g}"} | limits
     if prediction.labels is not None:
         shown = {name: f"{value:.4f}" for name, value in prediction.probabilities.items()}
-        return {"labels": " | ".join(prediction.labels), **shown}
+        return shown | {"labels": " | ".join(prediction.labels)}
     return {"label": str(prediction.label), "probability": f"{prediction.probability:.4f}"}
 
 
@@ -124,6 +128,7 @@ def evaluate(
     ] = None,
     encoding: Annotated[str | None, typer.Option(metavar="NAME", help="Of text files, such as latin-1.")] = None,
     delimiter: Annotated[str | None, typer.Option(metavar="CHAR", help="Between the fields of a CSV file.")] = None,
+    on_bad_sample: OnBad = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     common: Common = Common(),  # noqa: B008
 ) -> None:
@@ -131,7 +136,8 @@ def evaluate(
     from regraft.phases.predict import load
     from regraft.phases.scoring import score_data
 
-    options = {name: value for name, value in (("encoding", encoding), ("delimiter", delimiter)) if value is not None}
+    given = (("encoding", encoding), ("delimiter", delimiter), ("on_bad_sample", on_bad_sample))
+    options = {name: value for name, value in given if value is not None}
     with screen(common.quiet or common.json) as reporter:
         scored = score_data(
             load(run), data, label=tuple(label or ()), split=split, seed=seed, options=options, reporter=reporter

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 PRECISIONS = ("auto", "fp32", "bf16")
 COLUMNS, READING, OUTPUT = "Columns and task (default: detected, and shown)", "Reading and splitting", "Output"
 
+BAD_HELP = "A row or image that is damaged: fail (default) stops at it, skip leaves it out and counts it."
+OnBad = Annotated[str | None, typer.Option("--on-bad-sample", metavar="WHAT", help=BAD_HELP)]
+BAD_ROW_HELP = "A bad row or image: fail (default) stops at it, skip leaves its prediction empty and says why."
+OnBadRow = Annotated[str | None, typer.Option("--on-bad-sample", metavar="WHAT", help=BAD_ROW_HELP)]
+
 Data = Annotated[
     str,
     typer.Argument(
@@ -126,6 +131,7 @@ class DataOptions:
     limit: Annotated[
         int | None, typer.Option(metavar="ROWS", help="Training rows used, at most.", rich_help_panel=READING)
     ] = None
+    on_bad_sample: Annotated[str | None, typer.Option(metavar="WHAT", help=BAD_HELP, rich_help_panel=READING)] = None
 
     def given(self) -> dict[str, Any]:
         """Only the options that were given, by field name."""
@@ -144,7 +150,9 @@ class DataOptions:
         try:
             return DataSpec(path=path, **self.given())
         except ConfigError as error:
-            raise ConfigError(str(error).replace("DataSpec.", "--")) from None
+            raise ConfigError(
+                str(error).replace("DataSpec.", "--").replace("--on_bad_sample", "--on-bad-sample")
+            ) from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,13 @@ def _names(value: object) -> object:
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
+class LeftOut(Spec):
+    """Bad rows as they were found when a run began: a resumed run leaves out these and no others. Written by regraft."""
+
+    files: str  # sha256 over the names and contents of the files in which they were found
+    rows: dict[str, dict[str, str]] = {}  # split -> kind -> rows, such as "3,17,90-92"
+
+
 class DataSpec(Spec):
     """One data set. What is left at its default is detected from the data, shown, and can be overridden here."""
 
@@ -39,5 +46,7 @@ class DataSpec(Spec):
     limit: int | None = Field(default=None, ge=1)  # at most this many training rows are used, a seeded sample
     limit_valid: int | None = Field(default=None, ge=1)  # likewise of the validation rows
     limit_test: int | None = Field(default=None, ge=1)  # likewise of the test rows
-    on_bad: Literal["fail", "skip"] = "fail"  # a row or image that cannot be read
+    on_bad_sample: Literal["fail", "skip"] = "fail"  # a row, image or label that cannot be read or learned from
+    most_bad: float = Field(default=0.05, ge=0, lt=1)  # share of rows that may be left out; more stops the job
+    left_out: LeftOut | None = None  # which ones were; written into the recipe of a run
     seed: int = 0  # of the splits and of the sample

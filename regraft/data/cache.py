@@ -17,6 +17,8 @@ from regraft.errors import ConfigError, DataError, suggest
 
 CHUNK = 1 << 20
 KINDS = {  # folder of the cache -> what is in it
+    "archives": "archives of data, extracted",
+    "checks": "which images cannot be decoded",
     "encoded": "splits too large for memory, encoded for a model",
     "hashes": "hashes of files, by size and time of change",
     "samples": "embedded samples, written as ordinary files",

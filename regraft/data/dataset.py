@@ -45,11 +45,21 @@ class Schema:
 class Problem:
     """A row that could not be read as it should: raw material for a finding of the audit."""
 
-    kind: str  # "encoding", "field-count", "unreadable" (a line that is no JSON object), "stray-file", "empty-class"
+    kind: str  # one of `bad.KINDS`, "stray-file" or "empty-class"
     split: str
     row: int | None  # 0-based data row in file order; None for image files
     file: str  # file name relative to the data set
     message: str
+    left_out: bool = False  # the data set is without this row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """Bad rows that were left out of a data set, exactly."""
+
+    rows: Mapping[str, Mapping[str, np.ndarray]]  # split -> kind -> (M,) int64 rows of its file, ascending
+    total: int  # rows of all files, these included
+    files: str  # sha256 of the files in which they were found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +130,7 @@ class Dataset:
     splits: Mapping[str, Split]
     problems: tuple[Problem, ...] = ()
     given: frozenset[str] = frozenset()  # splits that came with the data; the others were cut by regraft
+    skipped: Skipped | None = None  # None where a bad row stops the job, or is kept for the audit
     fingerprint: str = ""  # sha256 over the bytes of the files, the schema and which rows are in which split
 
     def targets(self, split: str) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from regraft.data.bad import KINDS
+from regraft.data.bad_policy import bad_sample_facts
 from regraft.data.dataset import SPLITS, Dataset
 
 
@@ -28,6 +30,14 @@ def describe(dataset: Dataset) -> list[str]:
     lines += [f"not used: {column} ({why})" for column, why in list(schema.ignored.items())[:8]]
     if len(schema.ignored) > 8:
         lines.append(f"not used: {len(schema.ignored) - 8} more columns")
+    facts = bad_sample_facts(dataset)
+    if facts["rows"]:
+        each = [
+            f"{split} {count:,} with {KINDS[kind]}"
+            for split, kinds in facts["counts"].items()
+            for kind, count in kinds.items()
+        ]
+        lines.append(f"left out: {facts['rows']:,} of {facts['of']:,} rows are bad ({', '.join(each)})")
     if dataset.problems:
         first = dataset.problems[0]
         more = f" and {len(dataset.problems) - 1} more" if len(dataset.problems) > 1 else ""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from regraft.data.archives import extracted_root
 from regraft.data.dataset import Dataset, Split
+from regraft.data.safe_image import MAX_BYTES
 from regraft.errors import DataError
 
 
@@ -19,22 +21,40 @@ def image_bytes(dataset: Dataset, split: str, row: int) -> bytes:
 
 def image_folders(dataset: Dataset, part: Split) -> tuple[Path, ...]:
     """The folders that paths of images may be relative to: that of the data set, then that of the split's own file."""
-    base = dataset.path if dataset.path.is_dir() else dataset.path.parent
-    return (base, (base / part.file).parent)
+    return folders_of(dataset.path, part.file)
+
+
+def folders_of(path: Path, file: str) -> tuple[Path, ...]:
+    """The same, for a `file` of the data set at `path`."""
+    base = path if path.is_dir() else path.parent
+    return (base, (base / file).parent)
 
 
 def cell_bytes(value: Any, folders: tuple[Path, ...]) -> bytes:
-    """Bytes of an image cell: bytes, `{"bytes", "path"}` as on the Hugging Face hub, or a path in one of `folders`."""
+    """Bytes of an image cell: bytes, `{"bytes", "path"}` as on the Hugging Face hub, or a path in one of `folders`.
+
+    Raises:
+        DataError: no such file, one that is too large for an image, or one outside of the archive the data came in.
+    """
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if value is None:
         return b""
     if isinstance(value, bytes):
         return value
-    file = next((folder / value for folder in folders if (folder / value).is_file()), folders[0] / value)
+    name = str(value)
     try:
+        file = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if file is None:
+            raise DataError(f"the image {folders[0] / name} is not there; put it back or take its row out")
+        root = extracted_root(folders[0])
+        if root is not None and not file.resolve().is_relative_to(root):
+            raise DataError(f"the image {name} lies outside of the archive; an archive may only name files of its own")
+        if file.stat().st_size > MAX_BYTES:
+            raise DataError(f"the image {file} has more than {MAX_BYTES:,} bytes; make it smaller or leave it out")
         return file.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DataError(
-            f"the image {file} cannot be read ({error.strerror}); put it back or take its row out"
+            f"the image {name[:200]!r} cannot be read ({reason}); put it back or take its row out"
         ) from error

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 TIME_FORMATS = ("%Y-%m-%d %H:%M:%S", "%Y/%m/%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%Y-%m", "%Y%m%d")
 
 
-def divide(parts: Mapping[str, Part], schema: Schema, spec: DataSpec, path: Path) -> tuple[dict[str, Split], list[str]]:
-    """(splits in the order of SPLITS, a sentence for each that was cut)."""
+def divide(
+    parts: Mapping[str, Part], schema: Schema, spec: DataSpec, path: Path, *, dropped: Mapping[str, np.ndarray]
+) -> tuple[dict[str, Split], list[str]]:
+    """(splits in the order of SPLITS, a sentence for each that was cut), without the rows at the `dropped` positions."""
     train = parts["train"]
     wanted = [name for name in ("test", "valid") if name not in parts]  # test first: it is to be like the whole
     labels = _strata(train.table, schema)
-    left = np.arange(train.table.num_rows)
+    left = _kept(train, dropped.get("train"))
     chosen: dict[str, np.ndarray] = {}
     reasons: list[str] = []
     if wanted:
@@ -62,8 +64,17 @@ def divide(parts: Mapping[str, Part], schema: Schema, spec: DataSpec, path: Path
             rows, positions = train.rows[chosen[name]], None if whole else chosen[name]
             splits[name] = Split(name=name, file=train.name, table=train.table, rows=rows, positions=positions)
         elif name in parts:
-            splits[name] = Split(name=name, file=parts[name].name, table=parts[name].table, rows=parts[name].rows)
+            part, gone = parts[name], dropped.get(name)
+            kept = None if gone is None else _kept(part, gone)
+            rows = part.rows if kept is None else part.rows[kept]
+            splits[name] = Split(name=name, file=part.name, table=part.table, rows=rows, positions=kept)
     return splits, reasons
+
+
+def _kept(part: Part, dropped: np.ndarray | None) -> np.ndarray:
+    """(N,) int64 positions of a part that are not dropped."""
+    every = np.arange(part.table.num_rows)
+    return every if dropped is None else np.delete(every, dropped)
 
 
 def _strata(table: pa.Table, schema: Schema) -> np.ndarray:

@@ -13,6 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from regraft.config.data import DataSpec
+from regraft.data.archives import extracted, is_archive
+from regraft.data.bad import Odd, with_numbers
+from regraft.data.bad_policy import Purpose, Settled, settle
 from regraft.data.cache import files_sha256
 from regraft.data.dataset import SPLITS, Dataset, Problem, Schema, Split
 from regraft.data.detect import detect
@@ -21,6 +24,7 @@ from regraft.data.labels import class_values, encode_targets, multilabel_values
 from regraft.data.partition import divide
 from regraft.data.profile import profile, sample_of
 from regraft.data.samples import SAMPLES, sample_path
+from regraft.data.select import take
 from regraft.data.stored import Stored, wider
 from regraft.data.tabular import read_stored, text_lines
 from regraft.errors import DataError, suggest
@@ -47,11 +51,13 @@ class Parts:
     files: tuple[Path, ...]  # whose bytes make the data set
 
 
-def load(spec: DataSpec) -> Dataset:
+def load(spec: DataSpec, *, keep_bad: bool = False) -> Dataset:
     """The data set at `spec.path`, its schema detected where it is not given, its missing splits cut off.
 
-    Rows that cannot be read are left out and listed in `problems`. DataError in one sentence where nothing can be done:
-    nothing is found, a column is not there, there is no label, no training row, or one class only.
+    A bad row (`bad.KINDS`) stops with its file and row, or is left out and counted where `spec.on_bad_sample` is "skip".
+    With `keep_bad`, for an audit, all rows that can be read are there and the others are listed in `problems`. DataError in
+    one sentence where nothing can be done: nothing is found, a column is not there, there is no label, no training row, or
+    one class only.
     """
     path, layout = _locate(spec)
     read = _read(layout, spec)
@@ -59,6 +65,8 @@ def load(spec: DataSpec) -> Dataset:
         raise DataError(
             f"{spec.path} holds no training rows, only {' and '.join(read.parts)}; add a train file or folder"
         )
+    tables, odd = with_numbers({name: part.table for name, part in read.parts.items()}, spec)
+    read = _with_tables(read, tables)
     if layout.kind == "images":
         schema = _image_schema(spec)
     else:
@@ -70,16 +78,19 @@ def load(spec: DataSpec) -> Dataset:
         columns = ", ".join(read.parts["train"].table.column_names)
         raise DataError(f"{spec.path}: no column looks like a label; give it with --label, one of: {columns}")
     read, schema = _without_labels(read, schema)
+    purpose = "audit" if keep_bad else "train"
+    settled = _settled(read, schema, spec, path, odd, images=layout.kind != "idx", purpose=purpose)
     read = _named_labels(read, schema)
-    schema = _with_classes(read, schema, spec)
+    schema = _with_classes(read, schema, spec, settled.dropped)
     schema = replace(schema, reasons=(*read.reasons, *schema.reasons))
-    splits, reasons = divide(read.parts, schema, spec, path)
+    splits, reasons = divide(read.parts, schema, spec, path, dropped=settled.dropped)
     return Dataset(
         path=path,
         schema=replace(schema, reasons=(*schema.reasons, *reasons)),
         splits=splits,
-        problems=read.problems,
+        problems=settled.problems,
         given=frozenset(read.parts),
+        skipped=settled.skipped,
         fingerprint=_fingerprint(read.files, path, schema, splits),
     )
 
@@ -88,6 +99,7 @@ def load_as(spec: DataSpec, schema: Schema) -> Dataset:
     """New data read with the schema of an earlier run, for prediction and evaluation: nothing is detected and nothing cut.
 
     One file is the split "test". Columns of inputs must be there; a label column need not be, its targets are then missing.
+    Rows with a bad input stop or are left out as in `load`, but any number of them may be left out; labels are not judged.
     """
     path, layout = _locate(spec, loose=True)
     read = _read(layout, spec, column=schema.inputs[0])
@@ -96,17 +108,43 @@ def load_as(spec: DataSpec, schema: Schema) -> Dataset:
         parts = {"test": parts["train"]}
     for name, part in parts.items():
         _need_inputs(part, schema, name)
-    read = replace(read, parts=parts)
+    problems = tuple(replace(p, split="test") if p.split not in parts else p for p in read.problems)
+    tables, odd = with_numbers({name: part.table for name, part in parts.items()}, spec, numeric=schema.numeric)
+    read = _with_tables(replace(read, parts=parts, problems=problems), tables)
+    loose = spec.replaced(most_bad=0.999999, left_out=None)
+    settled = _settled(read, replace(schema, label=()), loose, path, odd, images=layout.kind != "idx", purpose="use")
     parts = _named_labels(read, schema).parts
-    splits = {name: Split(name=name, file=part.name, table=part.table, rows=part.rows) for name, part in parts.items()}
+    splits = {name: _without(part, name, settled.dropped.get(name)) for name, part in parts.items()}
     return Dataset(
         path=path,
         schema=schema,
         splits=splits,
-        problems=read.problems,
+        problems=settled.problems,
+        skipped=settled.skipped,
         given=frozenset(splits),
         fingerprint=_fingerprint(read.files, path, schema, splits),
     )
+
+
+def _without(part: Part, name: str, dropped: np.ndarray | None) -> Split:
+    """A part as a split, without some positions."""
+    if dropped is None:
+        return Split(name=name, file=part.name, table=part.table, rows=part.rows)
+    kept = np.delete(np.arange(part.table.num_rows), dropped)
+    return Split(name=name, file=part.name, table=part.table, rows=part.rows[kept], positions=kept)
+
+
+def _with_tables(read: Parts, tables: Mapping[str, pa.Table]) -> Parts:
+    """The same parts with other columns."""
+    return replace(read, parts={name: replace(part, table=tables[name]) for name, part in read.parts.items()})
+
+
+def _settled(
+    read: Parts, schema: Schema, spec: DataSpec, path: Path, odd: Odd, *, images: bool, purpose: Purpose
+) -> Settled:
+    """What is done with the bad rows of what was read."""
+    files = files_sha256(sorted(read.files), path if path.is_dir() else path.parent)
+    return settle(read.parts, read.problems, schema, spec, path, odd=odd, files=files, images=images, purpose=purpose)
 
 
 def _locate(spec: DataSpec, *, loose: bool = False) -> tuple[Path, Layout]:
@@ -115,6 +153,8 @@ def _locate(spec: DataSpec, *, loose: bool = False) -> tuple[Path, Layout]:
         path = sample_path(spec.path)
         return path, find_layout(path)
     path = Path(spec.path).expanduser()
+    if path.is_file() and is_archive(path):
+        path = extracted(path)
     if path.exists():
         return path, find_layout(path, loose=loose)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", spec.path) and not path.parent.is_dir() and not path.suffix:
@@ -286,10 +326,14 @@ def _named_labels(read: Parts, schema: Schema) -> Parts:
     return replace(read, parts=parts)
 
 
-def _with_classes(read: Parts, schema: Schema, spec: DataSpec) -> Schema:
+def _with_classes(read: Parts, schema: Schema, spec: DataSpec, dropped: Mapping[str, np.ndarray]) -> Schema:
     """The schema with the classes of the training and validation rows; DataError where there is nothing to tell apart."""
     label, parts = schema.label[0], read.parts
-    columns = [parts[split].table.column(label) for split in ("train", "valid") if split in parts]
+    columns = [
+        take(parts[split].table.column(label), np.delete(np.arange(len(parts[split].rows)), dropped.get(split, [])))
+        for split in ("train", "valid")
+        if split in parts
+    ]
     if schema.task == "regression":
         targets = encode_targets(parts["train"].table.select(list(schema.label)), schema)
         if not np.isfinite(targets).any():

@@ -34,7 +34,7 @@ def audit_data(
         seed: of samples and folds.
         reporter: told what was understood of the data.
     """
-    dataset = load(spec)
+    dataset = load(spec, keep_bad=spec.on_bad_sample == "fail")
     tell_about(dataset, reporter)
     features = None if model is None else _features(dataset, model, reporter)
     reporter.phase("audit", "what is wrong with the data")

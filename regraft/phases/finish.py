@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from regraft.core.forward import inputs_of
+from regraft.data.bad_policy import bad_sample_facts
 from regraft.data.encode import save_preprocessor
 from regraft.data.encoded import Encoded
 from regraft.models.save import describe_model, save_model
@@ -233,7 +234,8 @@ def _data(job: Job) -> dict[str, Any]:
     rows = {name: len(split) for name, split in job.dataset.splits.items() if name != "unlabelled"}
     used = {name: len(job.materials.rows(name)) for name in rows}
     share = {name: used[name] / max(1, rows[name]) for name in rows}
-    return rows | {"used": used, "seen_share": share.get("train", 1.0), "given": sorted(job.dataset.given)}
+    said = {"used": used, "seen_share": share.get("train", 1.0), "given": sorted(job.dataset.given)}
+    return rows | said | {"bad_samples": bad_sample_facts(job.dataset)}
 
 
 def _shown(job: Job, split: str) -> Sequence[str] | None:

@@ -58,6 +58,13 @@ def require_recipe(file: Path) -> Path:
     return file
 
 
+def with_bad_sample_policy(spec: RecipeSpec, policy: str) -> RecipeSpec:
+    """The recipe with what is done with bad rows changed in every entry of `data:`. ConfigError for another word."""
+    if policy not in ("fail", "skip"):
+        raise ConfigError(f"--on-bad-sample: must be fail or skip, got {policy!r}{suggest(policy, ('fail', 'skip'))}")
+    return spec.replaced(data={name: data.replaced(on_bad_sample=policy) for name, data in spec.data.items()})
+
+
 def require_strategy(name: str | None) -> None:
     """ConfigError for a strategy that does not exist."""
     if name is not None and name not in STRATEGIES:

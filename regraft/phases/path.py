@@ -12,7 +12,8 @@ from torch import nn
 
 from regraft.config.data import DataSpec
 from regraft.config.parse import override
-from regraft.config.recipe import ModelSpec, RecipeSpec, dump_recipe, read_recipe, recipe_from_tree
+from regraft.config.recipe import MAIN, ModelSpec, RecipeSpec, dump_recipe, read_recipe, recipe_from_tree
+from regraft.data.bad_policy import with_left_out
 from regraft.data.dataset import Dataset
 from regraft.data.read import load
 from regraft.errors import BudgetError, ConfigError, DataError
@@ -82,6 +83,7 @@ def run_job(
     """
     dataset = dataset or load(spec.main_data())  # before the directory is made: bad data leaves nothing half-written
     _require_trainable(dataset)
+    spec = with_left_out(spec, {MAIN: dataset})
     is_new = not out.exists()
     run = RunDirectory.create(out)
     with working(run, reporter or Silent(), fresh=True) as (told, stop):
@@ -125,6 +127,8 @@ def plan_job(
     """The recipe with everything measured and counted: what `run_job` of it does is the same on any day."""
     import tempfile
 
+    dataset = dataset or load(spec.main_data())
+    spec = with_left_out(spec, {MAIN: dataset})
     with tempfile.TemporaryDirectory(prefix="regraft-plan-") as scratch:
         job = Job(RunDirectory.create(Path(scratch) / "plan"), spec, reporter or Silent(), module, dataset_=dataset)
         job.use(spec)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from torch import nn
@@ -40,9 +40,13 @@ class Prediction:
     value: float | None = None  # regression
     low: float | None = None  # regression: where the target lies with the stated coverage
     high: float | None = None
+    reason: str | None = None  # why there is no prediction; only where bad rows are skipped
+    missing: tuple[str, ...] = ()  # the fields that a prediction would have had
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON with only the fields of the task."""
+        """Plain JSON with only the fields of the task; of a bad row they are null, with the reason."""
+        if self.reason is not None:
+            return dict.fromkeys(self.missing) | {"reason": self.reason}
         if self.value is not None:
             limits = {} if self.low is None else {"low": self.low, "high": self.high}
             return {"value": self.value} | limits
@@ -61,38 +65,92 @@ class Predictor:
     schema: Schema  # of the data it was trained on; `label` is () where the folder does not say
     calibration: Calibration
 
-    def predict(self, data: Any) -> list[Prediction]:
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of `Prediction` that the task fills."""
+        if self.schema.task == "regression":
+            return ("value", "low", "high") if self.calibration.kind == "residual" else ("value",)
+        return (
+            ("labels", "probabilities")
+            if self.schema.task == "multilabel"
+            else ("label", "probability", "probabilities")
+        )
+
+    def predict(self, data: Any, *, on_bad_sample: Literal["fail", "skip"] = "fail") -> list[Prediction]:
         """A prediction for each row.
 
         Args:
             data: texts; for images paths or bytes; rows as mappings by column name; a table such as a pandas, polars or Arrow
                 one; a mapping of columns; or the path of a file or folder.
+            on_bad_sample: a row without usable input stops ("fail"), or gets a prediction that only says why ("skip").
 
         Raises:
             DataError: columns are missing, or values are of another kind than the model takes.
         """
         if isinstance(data, str | Path):
-            return [one for part in self.predict_file(data) for one in part]
+            parts = self.predict_file(data, options={"on_bad_sample": on_bad_sample})
+            return [one for part in parts for one in part]
         columns = columns_of(data, self.schema)
         count = len(next(iter(columns.values())))
         size = CHUNK[self.schema.modality]
         parts = [{name: values[at : at + size] for name, values in columns.items()} for at in range(0, count, size)]
-        return [one for part in parts for one in self.predictions(self.scores(part))]
+        if on_bad_sample == "fail":
+            return [one for part in parts for one in self.predictions(self.scores(part))]
+        return [one for part in parts for one in self._careful(part)]
+
+    def _careful(self, columns: dict[str, list[object]]) -> list[Prediction]:
+        """Predictions of rows in memory, those that cannot be encoded without one."""
+        count = len(next(iter(columns.values())))
+        reasons: dict[int, str] = {}
+        for at in range(count):
+            try:
+                self.preprocessor.encode({name: [values[at]] for name, values in columns.items()}, names=[f"row {at}"])
+            except DataError as error:
+                reasons[at] = str(error)
+        good = {name: [v for at, v in enumerate(values) if at not in reasons] for name, values in columns.items()}
+        made = iter(self.predictions(self.scores(good)))
+        return [self.nothing(reasons[at]) if at in reasons else next(made) for at in range(count)]
+
+    def nothing(self, reason: str) -> Prediction:
+        """What stands in the place of a row that cannot be predicted."""
+        return Prediction(reason=reason, missing=self.fields)
 
     def predict_file(self, path: str | Path, *, options: Mapping[str, Any] | None = None) -> Iterator[list[Prediction]]:
         """Predictions of the rows of a file or folder in their order, some rows at a time; memory stays bounded.
 
         Args:
             path: CSV, TSV, JSONL, Parquet, a text file with one text a line, an image or a folder of images.
-            options: other fields of `DataSpec`, such as `encoding` and `delimiter`.
+            options: other fields of `DataSpec`, such as `encoding`, `delimiter` and `on_bad_sample`: with "skip" a bad row
+                keeps its place, with a prediction that only says why there is none.
 
         Raises:
-            DataError: the file cannot be read or lacks an input.
+            DataError: the file cannot be read or lacks an input, or a row of it is bad.
         """
         dataset = self.read(path, options=options)
         for split in dataset.splits:
-            require_whole(dataset, split)
-            yield from (self.predictions(scores) for scores in self.score_split(dataset, split))
+            if dataset.skipped is None:
+                require_whole(dataset, split)
+                yield from (self.predictions(scores) for scores in self.score_split(dataset, split))
+            else:
+                yield from self._with_gaps(dataset, split)
+
+    def _with_gaps(self, dataset: Dataset, split: str) -> Iterator[list[Prediction]]:
+        """Predictions of a split, with one that says why for each bad row in its place."""
+        assert dataset.skipped is not None
+        bad = sorted(row for rows in dataset.skipped.rows.get(split, {}).values() for row in rows.tolist())
+        said = [p.message for p in dataset.problems if p.left_out and p.split == split]
+        waiting = list(zip(bad, said, strict=True))[::-1]
+        at = 0
+        for scores in self.score_split(dataset, split):
+            out: list[Prediction] = []
+            rows = dataset.splits[split].rows[at : at + len(scores)].tolist()
+            for row, made in zip(rows, self.predictions(scores), strict=True):
+                while waiting and waiting[-1][0] < row:
+                    out.append(self.nothing(waiting.pop()[1]))
+                out.append(made)
+            at += len(rows)
+            yield out
+        yield [self.nothing(reason) for _, reason in reversed(waiting)]
 
     def read(self, path: str | Path, *, options: Mapping[str, Any] | None = None) -> Dataset:
         """New data with the columns this model was trained on."""
@@ -213,6 +271,8 @@ def _calibration(folder: Path, info: Mapping[str, Any]) -> Calibration:
 
 def require_whole(dataset: Dataset, split: str) -> None:
     """DataError where rows of a split could not be read: a prediction must stand beside every row of the file."""
+    if dataset.skipped is not None:
+        return  # they are left out on purpose, and counted
     lost = [p for p in dataset.problems if p.split in (split, "train") and p.row is not None]
     kept = set(dataset.splits[split].rows.tolist()) if lost else set()
     missing = [problem for problem in lost if problem.row not in kept]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from regraft.data.bad_policy import bad_sample_facts
 from regraft.data.dataset import Dataset
 from regraft.errors import DataError, suggest
 from regraft.phases.evaluate.collect import Question, Scored, json_ready
@@ -48,6 +49,9 @@ def score_data(
     name = _split(dataset, split)
     _require_labels(dataset, name, predictor)
     require_whole(dataset, name)
+    left_out = bad_sample_facts(dataset)
+    if left_out["rows"]:
+        reporter.say(f"warning: {left_out['rows']:,} of {left_out['of']:,} rows are bad and left out")
     reporter.phase("evaluate", f"{len(dataset.splits[name]):,} rows of {path} ({name})")
     targets = dataset.targets(name)
     known = usable_rows(targets, predictor.schema.task)
@@ -67,6 +71,7 @@ def score_data(
     scored = Scored(scores=np.concatenate(parts), targets=targets, rows=dataset.splits[name].rows)
     question = Question(task=predictor.schema.task, classes=predictor.schema.classes, seed=seed)
     content = {"format": FORMAT, "data": path, "split": name, "rows": len(targets), "task": predictor.schema.task}
+    content |= {"bad_samples": left_out} if dataset.skipped is not None else {}
     return json_ready({**content, "primary": question.primary, "metrics": question.score(scored)})
 
 

@@ -20,6 +20,7 @@ from regraft.core import Hook, explain, fit
 from regraft.core.checkpoint import Best, Checkpointer, find_newest
 from regraft.core.protocols import State
 from regraft.core.stopping import Stop
+from regraft.data.bad_policy import bad_sample_facts, with_left_out
 from regraft.data.encode import save_preprocessor
 from regraft.models.save import describe_model, save_model
 from regraft.phases.adapt import rescale_output
@@ -60,6 +61,8 @@ def train_job(
         Interrupted: SIGTERM or SIGINT came; the run can be resumed.
     """
     made = Made(spec, module)
+    datasets = {name: entry.materials.dataset for name, entry in made.assembled.entries.items()}
+    spec = made.spec = with_left_out(spec, datasets)
     run = RunDirectory.create(out)
     with working(run, reporter or Silent(), fresh=True) as (told, stop):
         job = _job(run, made, told, stop)
@@ -365,6 +368,8 @@ def _extra(job: Job, made: Made) -> dict[str, Any]:
         "winner": candidate["name"],
         "reasons": [*made.assembled.sentences, *notes["notes"]],
         "size": {key: about.get(key) for key in ("parameters", "trainable", "bytes")},
-        "data": rows | {"used": used, "seen_share": used["train"] / max(1, rows["train"])},
+        "data": rows
+        | {"used": used, "seen_share": used["train"] / max(1, rows["train"])}
+        | {"bad_samples": bad_sample_facts(materials.dataset)},
         "test_uses": 1,
     }

@@ -97,14 +97,15 @@ def test_targets_that_are_no_numbers_are_refused(refused, tmp_path):
     assert said == "--label: the column 'target' holds no value in the training rows; give another one"
 
 
-def test_some_targets_missing_stop_the_path_at_the_audit(regraft, tmp_path):
+def test_the_first_missing_target_stops_the_path_with_its_row_and_its_line(regraft, tmp_path):
     rows = [
         [width, height, place, "nan" if i % 7 == 0 else width] for i, (width, height, place, _) in enumerate(points())
     ]
     data = write_csv(tmp_path / "nan.csv", ["width", "height", "place", "target"], rows)
     result = regraft("adapt", data, "--out", tmp_path / "run", "--label", "target", "--budget", "15s", "--quiet")
     assert result.exit_code == 2
-    assert "18 of 120 rows in train have no label; label them or drop them" in result.stderr
+    assert "row 0 of nan.csv (line 2) has no label in the column 'target' (and 17 more rows are bad)" in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @needs_minilm

@@ -73,7 +73,7 @@ def test_lines_that_are_no_json_objects_are_named(tmp_path):
     lines[2:2] = ["{broken", "[1, 2]"]
     lines.append(json.dumps({"text": "a late key comes here", "label": "a", "extra": 1}))
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    data = load(DataSpec(path=str(tmp_path / "a.jsonl")))
+    data = load(DataSpec(path=str(tmp_path / "a.jsonl")), keep_bad=True)
     assert [(p.kind, p.row) for p in data.problems] == [("unreadable", 2), ("unreadable", 3)]
     assert data.splits["train"].table.column("extra").to_pylist() == [None] * 12 + [1]
 
@@ -126,7 +126,7 @@ def test_json_values_of_other_kinds_and_broken_characters_do_not_stop_reading(tm
     rows[2] |= {"text": "half a pair \ud83d of characters", "extra": "seven"}
     rows[3] |= {"text": "", "extra": {"a": [1, None]}}
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    table = load(DataSpec(path=str(tmp_path / "a.jsonl"))).splits["train"].table
+    table = load(DataSpec(path=str(tmp_path / "a.jsonl")), keep_bad=True).splits["train"].table
     assert table.column("text").to_pylist()[:4] == [*TEXTS[:2], "half a pair ? of characters", None]
     assert table.column("extra").to_pylist()[:5] == ["0", "1", "seven", '{"a": [1, null]}', "4"]
 

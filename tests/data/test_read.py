@@ -72,7 +72,7 @@ EXPECTED = [  # name, options, modality, inputs, label, task, classes, rows of t
 def test_real_data_is_understood_as_its_readme_says(
     shared_data, name, options, modality, inputs, label, task, classes, rows
 ):
-    data = load(DataSpec(path=str(shared_data(name)), **options))
+    data = load(DataSpec(path=str(shared_data(name)), **options), keep_bad="messy" in name)
     assert (data.schema.modality, data.schema.label, data.schema.task) == (modality, (label,), task)
     assert len(data.schema.classes) == classes
     assert inputs is None or data.schema.inputs == inputs
@@ -106,7 +106,7 @@ def test_unquoted_tab_separated_text_keeps_its_quotation_marks(shared_data):
 def test_the_one_row_of_another_encoding_is_named_and_still_readable(shared_data):
     folder = shared_data("messy_text_dev")
     truth = json.loads((folder / "ground_truth.json").read_text())["defects"]["wrong_encoding_row"][0]
-    data = load(DataSpec(path=str(folder / "data")))
+    data = load(DataSpec(path=str(folder / "data")), keep_bad=True)
     (problem,) = data.problems
     frame = pd.read_csv(folder / "data" / "train.csv", encoding="latin-1")
     assert (problem.kind, problem.file) == ("encoding", "train.csv")
@@ -116,7 +116,7 @@ def test_the_one_row_of_another_encoding_is_named_and_still_readable(shared_data
 
 def test_stray_files_and_empty_classes_of_an_image_folder_are_problems(shared_data):
     folder = shared_data("messy_images_dev")
-    data = load(DataSpec(path=str(folder / "data")))
+    data = load(DataSpec(path=str(folder / "data")), keep_bad=True)
     truth = json.loads((folder / "ground_truth.json").read_text())["defects"]
     assert {p.file for p in data.problems if p.kind == "stray-file"} == {entry["file"] for entry in truth["stray_file"]}
     assert [p.file for p in data.problems if p.kind == "empty-class"] == ["train/empty_class"]
@@ -179,7 +179,7 @@ def test_bad_rows_are_counted_left_out_and_named_by_record_not_by_line(tmp_path)
     lines.insert(4, "only one field")
     lines.insert(9, "one,two,three")
     (tmp_path / "a.csv").write_bytes("\n".join(lines).encode() + b"\ncaf\xe9 is open all day long,a\nb\xe4d,row,here\n")
-    data = load(DataSpec(path=str(tmp_path / "a.csv")))
+    data = load(DataSpec(path=str(tmp_path / "a.csv")), keep_bad=True)
     assert [(p.kind, p.row) for p in data.problems] == [
         ("field-count", 3),
         ("field-count", 8),
@@ -197,7 +197,7 @@ def test_blank_lines_before_the_header_do_not_shift_row_numbers(tmp_path):
     (tmp_path / "a.csv").write_text(
         "\n\ntext,label\n" + "".join(f"{t},{'ab'[k % 2]}\n" for k, t in enumerate(TEXTS)) + "bad\n"
     )
-    data = load(DataSpec(path=str(tmp_path / "a.csv")))
+    data = load(DataSpec(path=str(tmp_path / "a.csv")), keep_bad=True)
     assert [p.row for p in data.problems] == [len(TEXTS)]
     assert data.splits["train"].table.column("text")[0].as_py() == TEXTS[0]
 

@@ -38,6 +38,12 @@ DROPPED = (
     "field-count",
     "tiny-image",
     "blank-image",
+    "nul-byte",
+    "huge-text",
+    "empty-row",
+    "not-a-number",
+    "not-finite",
+    "bad-target",
 )
 CONVERTED = (
     "cmyk-image",

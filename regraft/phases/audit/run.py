@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from regraft.data.bad_policy import bad_sample_facts
+from regraft.data.csv_cells import harmless
 from regraft.data.dataset import Dataset, Problem
 from regraft.errors import DataError
 from regraft.phases.audit.columns import column_findings
@@ -27,9 +29,8 @@ from regraft.phases.findings import AuditReport, Finding
 
 TOP = 50  # classes listed in the facts
 ORDER = {"error": 0, "warning": 1, "info": 2}
-SEVERE = {"field-count": "error", "unreadable": "error", "stray-file": "info", "empty-class": "info"}
+MILD = {"stray-file": "info", "empty-class": "info", "encoding": "warning"}  # the others are errors
 FIELDS = ("kind", "severity", "split", "file", "row", "column", "related_split", "related_row", "suggested", "message")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for a formula
 
 
 def audit(
@@ -107,7 +108,8 @@ def problem_findings(problems: Sequence[Problem]) -> list[Finding]:
     for (kind, split, file), found in groups.items():
         rows = tuple(problem.file if problem.row is None else problem.row for problem in found)
         more = f"; {len(found):,} such {'rows' if file else 'files'} in {split}" if len(found) > 1 else ""
-        severity = SEVERE.get(kind, "warning")
+        more += "; left out" if found[0].left_out else ""
+        severity = "warning" if found[0].left_out else MILD.get(kind, "error")
         message = found[0].message + more
         out.append(Finding(kind=kind, severity=severity, split=split, file=file, rows=rows, message=message))  # type: ignore[arg-type]
     return out
@@ -120,7 +122,7 @@ def write_findings_csv(report: AuditReport, path: Path) -> None:
         writer.writerow(FIELDS)
         for finding in report.findings:
             for place in range(max(len(finding.rows), 1)):
-                writer.writerow([_harmless(cell) for cell in _cells(finding, place)])
+                writer.writerow([harmless(cell) for cell in _cells(finding, place)])
 
 
 def _cells(finding: Finding, place: int) -> list[object]:
@@ -130,11 +132,6 @@ def _cells(finding: Finding, place: int) -> list[object]:
     suggested = finding.suggested[place] if finding.suggested else ""
     first = [finding.kind, finding.severity, finding.split or "", finding.file or "", row, finding.column or ""]
     return [*first, related["split"], related["row"], suggested, finding.message]
-
-
-def _harmless(cell: object) -> object:
-    """Text that a spreadsheet would run as a formula, with an apostrophe before it."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
 
 
 def _texts(parts: tuple[Part, ...], dataset: Dataset) -> tuple[tuple[Part, ...], list[Finding], dict[str, Any]]:
@@ -228,6 +225,7 @@ def _facts(parts: tuple[Part, ...], dataset: Dataset, findings: Sequence[Finding
         "task": dataset.schema.task,
         "modality": dataset.schema.modality,
         "reasons": list(dataset.schema.reasons),
+        "bad_samples": bad_sample_facts(dataset),
         **_counts(findings),
     }
 

@@ -86,8 +86,22 @@ def _asked(run: RunFiles) -> str:
     rows = f" {whole(data['train'])} rows to learn from" if is_number(data.get("train")) else ""
     seen = data.get("seen_share")
     part = f" ({percent(seen)} of them seen)" if is_number(seen) and seen < 1 else ""
+    part += _left_out(data.get("bad_samples") or {})
     what = task.format(count=len(metrics.get("classes") or ()))
     return f"Predict {what} for {short(source, 80)} with {short(model, 80)}{';' if rows else ''}{rows}{part}."
+
+
+def _left_out(facts: Mapping[str, Any]) -> str:
+    """How many bad rows were left out, of what kinds, and the first of them; empty where there are none."""
+    if not is_number(facts.get("rows")) or not facts["rows"]:
+        return ""
+    each = [
+        f"{split} {whole(count)} {kind}"
+        for split, kinds in (facts.get("counts") or {}).items()
+        for kind, count in kinds.items()
+    ]
+    first = short(str((facts.get("first") or [""])[0]), 120)
+    return f"; {whole(facts['rows'])} of {whole(facts.get('of'))} rows are bad and were left out ({', '.join(each)}; {first})"
 
 
 def _won(run: RunFiles) -> str:

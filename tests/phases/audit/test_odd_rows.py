@@ -79,7 +79,7 @@ def test_each_odd_image_is_named_and_only_it(tmp_path: Path):
     photo(7).save(here / "a photo (1).png")
     opaque = photo(8).convert("RGBA")
     opaque.save(here / "opaque.png")  # has an alpha channel, but nothing shows through
-    data = load(DataSpec(path=str(tmp_path / "d"), on_bad="skip"))
+    data = load(DataSpec(path=str(tmp_path / "d")), keep_bad=True)
     report = audit(data)
     for kind, names in ODD.items():
         assert sorted(rows_of(report, kind)) == [f"train/x/{name}" for name in names], kind
@@ -116,7 +116,8 @@ def test_rows_in_another_encoding_and_very_long_ones_are_named_by_number(tmp_pat
     lines[40] = "a broken \ufffd character here,b".encode()
     (tmp_path / "train.csv").write_bytes(b"text,label\n" + b"\n".join(lines) + b"\n")
     data = load(
-        DataSpec(path=str(tmp_path / "train.csv"), text=("text",), label=("label",), modality="text", on_bad="skip")
+        DataSpec(path=str(tmp_path / "train.csv"), text=("text",), label=("label",), modality="text"),
+        keep_bad=True,
     )
     report = audit(data, suspects=False)
     assert sorted(rows_of(report, "encoding")) == [17, 40]
@@ -127,7 +128,7 @@ def test_rows_in_another_encoding_and_very_long_ones_are_named_by_number(tmp_pat
 def test_the_messy_images_give_their_planted_files(shared_data):
     folder = shared_data("messy_images_dev")
     truth = json.loads((folder / "ground_truth.json").read_text())["defects"]
-    report = audit(load(DataSpec(path=str(folder / "data"), on_bad="skip")))
+    report = audit(load(DataSpec(path=str(folder / "data")), keep_bad=True))
     named: dict[str, set] = {}
     for finding in report.findings:
         named.setdefault(finding.kind, set()).update(finding.rows)

@@ -259,7 +259,7 @@ def test_fix_writes_a_clean_copy_and_never_touches_the_original(tmp_path: Path):
             csv.writer(file).writerows([("text", "label"), *zip(rows["text"], rows["label"], strict=True)])
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     spec = {"text": ("text",), "label": ("label",), "modality": "text"}
-    data = load(DataSpec(path=str(folder), **spec))
+    data = load(DataSpec(path=str(folder), **spec), keep_bad=True)
     fix(data, audit(data), tmp_path / "clean")
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     with (tmp_path / "clean" / "train.csv").open(newline="", encoding="utf-8") as file:
@@ -315,7 +315,7 @@ def test_odd_and_unreadable_images_are_named(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6
     photo(52).save(here / "turned.jpg", exif=exif)
-    data = load(DataSpec(path=str(tmp_path / "d"), on_bad="skip"))
+    data = load(DataSpec(path=str(tmp_path / "d")), keep_bad=True)
     report = audit(data)
     assert set(rows_of(report, "unreadable")) == {f"train/x/{n}.jpg" for n in ("empty", "junk", "cut")}
     for kind, name in (
@@ -326,13 +326,13 @@ def test_odd_and_unreadable_images_are_named(tmp_path: Path):
     ):
         assert rows_of(report, kind) == (f"train/x/{name}",)
     fix(data, report, tmp_path / "clean")
-    again = audit(load(DataSpec(path=str(tmp_path / "clean"), on_bad="skip")))
+    again = audit(load(DataSpec(path=str(tmp_path / "clean")), keep_bad=True))
     assert not again.errors
     assert not {f.kind for f in again.findings} & {"cmyk-image", "rotated-image", "wrong-extension", "blank-image"}
 
 
 def test_the_messy_texts_give_their_planted_rows(shared_data):
-    data = load(DataSpec(path=str(shared_data("messy_text_dev") / "data"), on_bad="skip"))
+    data = load(DataSpec(path=str(shared_data("messy_text_dev") / "data")), keep_bad=True)
     findings, _ = duplicate_findings(parts_of(data), data.schema, seed=0)
     across = {f.kind: len(f.rows) for f in findings if f.split == "test"}
     assert across["exact-duplicate-across-splits"] == 15

@@ -122,7 +122,7 @@ def test_planted_noise_is_still_found_in_the_messy_texts(shared_data):
     with (folder / "data" / "train.csv").open(encoding="utf-8", errors="replace", newline="") as file:
         place = {record["id"]: row for row, record in enumerate(csv.DictReader(file))}
     planted = {place[entry["id"]] for entry in truth}
-    report = audit(load(DataSpec(path=str(folder / "data"), on_bad="skip")))
+    report = audit(load(DataSpec(path=str(folder / "data")), keep_bad=True))
     (found,) = [f for f in report.findings if f.kind == "suspected-label-error"]
     assert len(planted & set(found.rows)) >= 34
     assert len(found.rows) <= 50
