@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 NAMED = 3  # culprits of a kind that a sentence lists
 ADVICE = "lower the learning rate, clip gradients (max_norm), or use precision fp32"
 Modules = list[tuple[str, nn.Module]]
-STATISTICS = ("running_mean", "running_var")  # other buffers, such as masks, may hold inf on purpose
 
 
 class Pass(NamedTuple):
@@ -95,11 +94,10 @@ def not_finite(tensors: Iterable[tuple[str, Tensor | None]]) -> list[str]:
 
 
 def bad_weights(run: Run) -> list[str]:
-    """Names of the weights and running statistics of the stage's model, frozen or not, that hold nan or inf."""
+    """Names of the stage's weights, frozen or not, that hold nan or inf. Running statistics follow from the batches."""
     model, objective = run.stage.model, run.stage.objective
     own = objective.named_parameters("objective") if isinstance(objective, nn.Module) else ()
-    statistics = [(name, b) for name, b in model.named_buffers() if name.endswith(STATISTICS)]
-    return not_finite([*model.named_parameters(), *own, *statistics])
+    return not_finite([*model.named_parameters(), *own])
 
 
 def modules_of(parts: Mapping[str, object]) -> list[tuple[str, nn.Module]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from regraft.core.finite import ADVICE, NAMED, Pass, Trouble, bad_weights, listed, modules_of, not_finite
+from regraft.core.finite import ADVICE, NAMED, Pass, Trouble, bad_weights, listed, modules_of, not_finite, plain
 from regraft.core.seeding import seed_default
 from regraft.core.trial import trial
 from regraft.core.values import Batch, split
@@ -79,7 +79,7 @@ class _Found(Exception):  # no error: it ends a forward pass at the layer that w
 
 
 def _layer(run: Run, made_of: Pass) -> str:
-    """`the output of layer 'head' is the first that is not finite`, found by running the forward pass again."""
+    """`the output of layer 'head' is the first that is not finite`, found by making the gradients of the batch again."""
     modules = modules_of({"": run.stage.model, "objective": run.stage.objective})
     names = {module: name or type(module).__name__ for name, module in modules}
     first: list[str] = []
@@ -92,10 +92,7 @@ def _layer(run: Run, made_of: Pass) -> str:
     handles = [module.register_forward_hook(look) for module in names]
     try:
         with trial(run), _same_numbers(run), torch.enable_grad():
-            for part in split(made_of.batch, made_of.micro):
-                with made_of.mode():
-                    if not bool(made_of.loss_fn(part).value.isfinite()):
-                        return "the outputs of all layers are finite"
+            return _again(run, made_of)
     except _Found:
         return f"the output of layer {first[0]!r} is the first that is not finite"
     except RuntimeError as error:
@@ -103,9 +100,24 @@ def _layer(run: Run, made_of: Pass) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    if not bool(made_of.loss.value.isfinite()):
-        return "a second forward pass of the same batch was finite, so the device or the objective is not deterministic"
-    return "the forward pass is finite"
+
+
+def _again(run: Run, made_of: Pass) -> str:
+    """What a second forward and backward pass says, if the output of no layer is to blame."""
+    trained = run.stage.trainable()
+    bad: set[str] = set()
+    for part in split(made_of.batch, made_of.micro):
+        with made_of.mode():
+            value = made_of.loss_fn(part).value
+        if not bool(value.isfinite()):
+            return "the outputs of all layers are finite"
+        grads = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+        bad |= set(not_finite(zip(trained, grads, strict=True)))
+    if bool(made_of.loss.value.isfinite()):
+        return "the forward pass is finite"
+    if bad:  # as where an update makes two passes, and the first one's gradient was not finite
+        return f"{listed([plain(name) for name in trained if name in bad], 'gradient', 'gradients')} not finite"
+    return "a second pass over the same batch was finite, so the device or the objective is not deterministic"
 
 
 def _tensors(value: object) -> Iterator[Tensor]:

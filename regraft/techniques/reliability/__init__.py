@@ -1,1 +1,1 @@
-"""Techniques that keep a run going: what happens with a step that must not be made."""
+"""Reliability: a run goes on where a step of it cannot be made."""

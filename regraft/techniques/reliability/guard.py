@@ -16,7 +16,7 @@ from regraft.core.guard import found
 from regraft.core.protocols import LossFn, NamedParams, State, StepBuilder, UpdateBuilder
 from regraft.core.stage import each_stage
 from regraft.core.state import run_state
-from regraft.errors import RunError
+from regraft.errors import Conflict, RunError
 
 WARM_UP = 20  # losses seen before one can be a spike
 RATE = 0.02  # of the running means: they remember about 50 steps
@@ -329,8 +329,8 @@ class Guard(Technique):
         most: such steps, with fewer than `every` good ones in a row between them, before the run ends.
         every: steps between two copies, and good steps in a row after which the count of `most` begins again.
         spike: a loss is one above this many times its running mean, if it also is far outside of what it strays by and above
-            where the stage began; default none is. 3 is usual. It reads the loss from the device in every step, as
-            "roll_back" reads whether the weights are finite.
+            where the stage began; default none is. 3 is usual. Refused beside rollouts, whose loss has no level. It reads the
+            loss from the device in every step, as "roll_back" reads whether the weights are finite.
 
     Example:
         ```yaml
@@ -353,6 +353,11 @@ class Guard(Technique):
 
     def _guarded(self, stage: Stage[Any]) -> Stage[Any]:
         if self.spike is not None:
+            if stage.source.state_dict():
+                raise Conflict(
+                    f"Guard.spike: the loss of stage {stage.name!r} is of rollouts drawn from the weights of their step, which "
+                    "has no level to jump from; leave spike out"
+                )
             stage = replace(stage, update=Levelling(stage.update, self.spike))
         if self.on_trouble == "stop":
             return stage
