@@ -17,7 +17,7 @@ from regraft.data.bad_policy import with_left_out
 from regraft.data.dataset import Dataset
 from regraft.data.read import load
 from regraft.errors import BudgetError, ConfigError, DataError
-from regraft.phases.adapt import adapt_phase, race_phase
+from regraft.phases.adapt import adapt_phase
 from regraft.phases.audit.run import audit, with_suspects, write_findings_csv
 from regraft.phases.audit.suspects import held_out_probabilities
 from regraft.phases.choose.fit import standardised
@@ -144,8 +144,7 @@ def _walk(job: Job) -> RunDirectory:
     probe_phase(job)
     suspects_phase(job)
     plan_phase(job)
-    race_phase(job)
-    adapt_phase(job)
+    adapt_phase(job)  # lets the candidates race first
     calibrate_phase(job)
     evaluate_phase(job)
     report_phase(job)
