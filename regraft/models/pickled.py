@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ SUFFIXES = (".bin", ".pt", ".pth")
 NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 INDEX = "pytorch_model.bin.index.json"
-LARGEST_INDEX = 64 * 2**20  # bytes of the pickle itself, which lists the tensors; those of large models have below 1 MB
+LARGEST_LIST = 2 * 2**20  # bytes of the pickle itself, which lists the tensors: room for 20,000 of them
 
 
 def converted(folder: Path) -> Path:
@@ -89,7 +90,11 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     """The named tensors of one file, in memory of their own."""
     _check_archive(file)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # of protocols that the reader of torch may not know: it says so when it fails
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # what a hostile pickle makes the reader raise has no common class
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise ModelError(f"{file} holds more than tensors, or is damaged ({reason}); nothing of it was run") from None
@@ -123,5 +128,5 @@ def _check_archive(file: Path) -> None:
         raise ModelError(f"{file} unpacks to more than its size, which no file of torch does; it is not read")
     if any(m.compress_type != zipfile.ZIP_STORED for m in members):
         raise ModelError(f"{file} is compressed, which no file of torch is; it is not read")
-    if any(m.filename.endswith(".pkl") and m.file_size > LARGEST_INDEX for m in members):
-        raise ModelError(f"{file} has a list of tensors of more than {LARGEST_INDEX:,} bytes; it is not read")
+    if any(m.filename.endswith(".pkl") and m.file_size > LARGEST_LIST for m in members):
+        raise ModelError(f"{file} has a list of tensors of more than {LARGEST_LIST:,} bytes; it is not read")
