@@ -213,7 +213,10 @@ class Descent:
     def load_state_dict(self, state: State) -> None:
         """Take back what `state_dict` gave, by parameter name; parameters it does not name have no state then."""
         self.optimizer.state.clear()
-        self.micro = max(self.micro, state.get("micro", 1))
+        if state.get("micro", 1) > self.micro:
+            self.micro = int(state["micro"])
+            if self.attendant is not None:
+                self.attendant.remind(f"batches are cut into {self.micro} slices, as memory had called for before")
         for name, values in state["state"].items():
             self.optimizer.state[self.named[name]] = _copied(values)
         for group, saved in zip(self.optimizer.param_groups, state["groups"], strict=True):

@@ -26,7 +26,8 @@ class Attendant:
 
     where: Callable[[], str]  # "stage 'adapt', step 12"
     whole: Callable[[], str | None]  # why a batch must not be cut, as a clause; None: it may
-    note: Callable[[str], None]  # keeps a sentence for the report
+    note: Callable[[str], None]  # keeps a sentence for the report and the log
+    remind: Callable[[str], None]  # keeps one for the report that is in the log already
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -122,6 +122,7 @@ def start(
         where=lambda: f"stage {stage.name!r}, step {run.clock.step + 1:,}",
         whole=lambda: why_whole(stage),
         note=lambda sentence: run.note(sentence, step=run.clock.step + 1),
+        remind=run.notes.append,
     )
     for descent in descents(step):
         descent.attendant = attendant
