@@ -28,7 +28,7 @@ from regraft.phases.choose.plan_phase import plan_phase
 from regraft.phases.choose.probe_phase import load_heads, with_probe
 from regraft.phases.choose.race import Runner, Track, finish, run_race
 from regraft.phases.job import Job
-from regraft.phases.metering import step_flops, units
+from regraft.phases.metering import Meter, step_flops, units
 from regraft.phases.rundir import EVENTS, EventLog
 from regraft.phases.training import Valid, better, epochs_of, newest_score, weight_bytes
 
@@ -149,15 +149,7 @@ def adapt_phase(job: Job) -> dict[str, Any]:
         outputs: Tensor | None = None
         sentences: list[str] = []
         if race["winner"]:
-            runner = _resumed(job, race)
-            before = runner.trainer.done
-            job.reporter.begin(runner.spec.name, runner.trainer.total - before, "steps")
-            with job.stop.held(), ExitStack() as saving:
-                for checkpointer in runner.trainer.checkpointers():
-                    saving.enter_context(checkpointer)
-                result = finish(runner)
-            job.reporter.end()
-            meter.flops = _training_flops(job, runner, runner.trainer.done - before)
+            runner, result = _to_its_end(job, race, meter)
             model, outputs, result, said = _with_refitted_head(job, runner, result)
             sentences += said
             baseline = torch.from_numpy(np.load(job.run.path / "phases" / "probe_chosen_valid.npy"))
@@ -192,12 +184,22 @@ def adapt_phase(job: Job) -> dict[str, Any]:
             job.reporter.say(sentence)
         job.found["final"] = model
         meter.judge(*_gate(winner, entries))
-        notes = {
-            "winner": winner,
-            "entries": entries,
-            "sentences": sentences,
-        }
+        notes = {"winner": winner, "entries": entries, "sentences": sentences}
     return job.run.finish("adapt", notes, files=[FINAL, FINAL_VALID])
+
+
+def _to_its_end(job: Job, race: dict[str, Any], meter: Meter) -> tuple[Runner, dict[str, float]]:
+    """The winner with its best weights, and their validation result; saved on the way, and when the job is asked to stop."""
+    runner = _resumed(job, race)
+    before = runner.trainer.done
+    job.reporter.begin(runner.spec.name, runner.trainer.total - before, "steps")
+    with job.stop.held(), ExitStack() as saving:
+        for checkpointer in runner.trainer.checkpointers():
+            saving.enter_context(checkpointer)
+        result = finish(runner)
+    job.reporter.end()
+    meter.flops = _training_flops(job, runner, runner.trainer.done - before)
+    return runner, result
 
 
 def _resumed(job: Job, race: dict[str, Any]) -> Runner:
