@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -21,6 +20,7 @@ from regraft.core.descent import Precision
 from regraft.core.modes import eval_mode
 from regraft.core.protocols import Encoded
 from regraft.data.loading import in_length_order
+from regraft.errors import RunError
 
 # of a batch, measured on CPUs: larger ones leave the cache and are up to twice as slow
 MOST_EXAMPLES, MOST_TOKENS = 64, 1024
@@ -87,19 +87,27 @@ def each_batch(
     batches = [rows[part] for part in plan]
     waiting, lock = iter(batches), threading.Lock()
 
+    def stop() -> None:
+        while _next(waiting, lock) is not None:
+            pass
+
     def work(own: nn.Module) -> None:
-        with evaluating(own, precision):
-            while (part := _next(waiting, lock)) is not None:
-                batch = encoded.collate(part)
-                found = compute(own, batch)
-                with lock:
-                    keep(part, batch, found)
+        try:
+            with evaluating(own, precision):
+                while (part := _next(waiting, lock)) is not None:
+                    batch = encoded.collate(part)
+                    found = compute(own, batch)
+                    with lock:
+                        keep(part, batch, found)
+        except BaseException:
+            stop()  # nobody needs the rest
+            raise
 
     workers = min(torch.get_num_threads(), len(batches))
     if workers <= 1:
         work(model)
     else:
-        _on_own_cores(work, [sharing_weights(model) for _ in range(workers)])
+        _on_own_cores(work, [sharing_weights(model) for _ in range(workers)], stop)
 
 
 def _next(waiting: Iterator[np.ndarray], lock: threading.Lock) -> np.ndarray | None:
@@ -107,15 +115,45 @@ def _next(waiting: Iterator[np.ndarray], lock: threading.Lock) -> np.ndarray | N
         return next(waiting, None)
 
 
-def _on_own_cores(work: Callable[[nn.Module], None], models: Sequence[nn.Module]) -> None:
-    """Call `work` on each model at once, in threads whose operations run on one core each."""
-    threads = torch.get_num_threads()
+def _on_own_cores(work: Callable[[nn.Module], None], models: Sequence[nn.Module], stop: Callable[[], None]) -> None:
+    """Call `work` on each model at once, in threads whose operations run on one core each; `stop` ends it before its time.
+
+    Raises:
+        RunError: a thread was ended by something that is no error of the work; errors are raised as they are, the first of them.
+    """
+    failed: list[BaseException] = []
+    done: list[nn.Module] = []
+
+    def run(model: nn.Module) -> None:
+        try:
+            torch.set_num_threads(1)
+            work(model)
+            done.append(model)
+        except BaseException as error:  # whatever it is, it belongs to whoever waits for the thread
+            failed.append(error)
+
+    before = torch.get_num_threads()
+    threads = [threading.Thread(target=run, args=(model,), name="regraft-sweep", daemon=True) for model in models]
     try:
-        with ThreadPoolExecutor(len(models), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for done in [pool.submit(work, model) for model in models]:
-                done.result()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:  # whoever waits is interrupted: the batches being worked on are the last
+        stop()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+        raise
     finally:
-        torch.set_num_threads(threads)  # threads that torch starts later take the last number that was set
+        torch.set_num_threads(before)  # threads that torch starts later take the last number that was set
+    if failed and isinstance(failed[0], Exception):
+        raise failed[0]
+    if failed or len(done) < len(models):
+        how = f"by {type(failed[0]).__name__}({failed[0]})" if failed else "without a word"
+        raise RunError(
+            f"a pass over the examples was given up, because one of its threads was ended {how}; start it again"
+        )
 
 
 def sharing_weights(model: M) -> M:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -15,9 +16,11 @@ from torch import nn
 from regraft.core import Recipe, Stage, Technique, each_stage
 from regraft.core.protocols import Source, SourceWrapper
 from regraft.core.values import Batch
-from regraft.errors import Conflict
+from regraft.errors import Conflict, RunError
 
 WAIT_S = 0.05  # between two looks at whether the batches are still wanted
+ALIVE_S = 0.5  # between two looks at whether the thread that makes them still lives
+LEAVE_S = 10.0  # for the batch being made to be finished, when no more are wanted
 
 
 class Prefetched(SourceWrapper):
@@ -46,25 +49,49 @@ class Prefetched(SourceWrapper):
 
 
 class _Feed:
-    """An iterator that another thread runs ahead of whoever takes from it."""
+    """An iterator that another thread runs ahead of whoever takes from it. Whatever ends the thread, nobody waits for it."""
 
     def __init__(self, iterator: Iterator[Batch], *, size: int, pin: bool) -> None:
         self.iterator, self.pin, self.closed = iterator, pin, threading.Event()
+        self.taken = 0  # batches
         self.ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=size)
         self.thread = threading.Thread(target=self._run, name="regraft-prefetch", daemon=True)
         self.thread.start()
 
     def take(self) -> Batch | None:
-        """The next batch; None after the last."""
-        item = self.ready.get()
+        """The next batch; None after the last.
+
+        Raises:
+            RunError: the thread has ended, and not by an error of the source; those are raised as they are.
+        """
+        item = self._wait()
         if isinstance(item, BaseException):
-            raise item
+            if isinstance(item, Exception) and not isinstance(item, StopIteration):
+                raise item
+            raise _ended(f"by {type(item).__name__}({item})") from item
+        self.taken += 1
         return item
 
+    def _wait(self) -> Batch | BaseException | None:
+        """What the thread has made next, as long as it lives or has left something."""
+        while True:
+            alive = self.thread.is_alive()  # before the look: what it leaves is there once it has ended
+            try:
+                return self.ready.get(timeout=ALIVE_S if alive else 0)
+            except queue.Empty:
+                if not alive:
+                    raise _ended(f"without a word after {self.taken:,} batches") from None
+
     def close(self) -> None:
-        """End the thread, and wait until it has."""
+        """End the thread, and wait until it has; one that is stuck in its batch is left behind, with a warning."""
         self.closed.set()
-        self.thread.join()
+        self.thread.join(LEAVE_S)
+        if self.thread.is_alive():
+            warnings.warn(
+                f"Prefetch: the thread that makes batches has not finished its batch in {LEAVE_S:g} s, and is left behind",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def _run(self) -> None:
         try:
@@ -84,6 +111,12 @@ class _Feed:
                 continue
             return True
         return False
+
+
+def _ended(how: str) -> RunError:
+    return RunError(
+        f"Prefetch: the thread that makes batches was ended {how}; resume the run, or drop Prefetch to see the batch it stops at"
+    )
 
 
 def pinned(batch: Batch) -> Batch:
