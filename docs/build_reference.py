@@ -1,4 +1,4 @@
-"""The reference pages of techniques, optimizers, schedules and networks, written from the classes and their docstrings.
+"""The reference pages of techniques, losses, optimizers, schedules and networks, written from the classes and their docstrings.
 
 python docs/build_reference.py            write the pages
 python docs/build_reference.py --check    exit 1 and name the pages that differ from what would be written
@@ -43,6 +43,13 @@ FAMILIES = {
         "The factor on the learning rate over a stage. `warmup` is the share of the stage in which it rises from 0 in a "
         "straight line; `floor` is the factor at the end. `regraft schedule NAME`, or `regraft schedule RECIPE`, draws one.",
         "train: {{schedule: {{{name}: {{warmup: 0.1}}}}}}",
+    ),
+    "loss": (
+        "Losses",
+        "What outputs and targets are compared by. Without one a recipe is trained with cross-entropy for classes, binary "
+        "cross-entropy for labels and squared error for numbers. A loss that says nothing about a task is refused, with the "
+        "names of those that do.",
+        "train: {{loss: {name}}}",
     ),
     "network": (
         "Networks",
@@ -225,7 +232,8 @@ def technique_index(names: list[str]) -> str:
         parts.append(f"## {title}\n\n{words[:1].upper()}{words[1:]}\n\n| name | what it does |\n|---|---|")
         parts[-1] += "\n" + "\n".join(rows) + "\n"
     parts.append(
-        "Beside them: [optimizers](../optimizers.md), [schedules](../schedules.md), [networks](../networks.md).\n"
+        "Beside them: [losses](../losses.md), [optimizers](../optimizers.md), [schedules](../schedules.md), "
+        "[networks](../networks.md).\n"
     )
     return "\n".join(parts)
 
@@ -236,7 +244,7 @@ def first_line(name: str) -> str:
 
 
 def family_page(family: str) -> str:
-    """The page of all optimizers, schedules or networks."""
+    """The page of all members of a family."""
     title, words, example = FAMILIES[family]
     parts = [GENERATED, f"# {title}\n", f"{words}\n"]
     for name in sorted(CATALOGUE[family]):
@@ -264,7 +272,7 @@ def pages() -> dict[str, str]:
     names = sorted(CATALOGUE["technique"])
     written = {f"techniques/{name}.md": technique_page(name) for name in names}
     written["techniques/index.md"] = technique_index(names)
-    return written | {f"{family}s.md": family_page(family) for family in FAMILIES}
+    return written | {f"{FAMILIES[family][0].lower()}.md": family_page(family) for family in FAMILIES}
 
 
 def stale(docs: Path = DOCS) -> list[str]:

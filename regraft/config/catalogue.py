@@ -43,6 +43,8 @@ CATALOGUE: dict[str, dict[str, str]] = {  # family -> class name -> module
         ("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "RMSprop", "SGD"), "regraft.optim.optimizers"
     )
     | dict.fromkeys(("Lion", "SOAP", "Shampoo"), "regraft.optim.other_optimizers"),
+    "loss": dict.fromkeys(("CrossEntropy", "Dice", "Focal", "IoU"), "regraft.losses.classification")
+    | dict.fromkeys(("Huber", "ListwiseRank", "MAE", "MSE", "PairwiseRank"), "regraft.losses.numbers"),
     "schedule": dict.fromkeys(
         ("Constant", "Cosine", "Exponential", "Linear", "Polynomial", "Power", "StepDecay"), "regraft.optim.schedules"
     )

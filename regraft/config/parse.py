@@ -89,6 +89,7 @@ def member_of(family: str) -> Any:
 AnyTechnique = Annotated[Named, member_of("technique"), PlainSerializer(dump_one)]
 AnyOptimizer = Annotated[Named, member_of("optimizer"), PlainSerializer(dump_one)]
 AnySchedule = Annotated[Named, member_of("schedule"), PlainSerializer(dump_one)]
+AnyLoss = Annotated[Named, member_of("loss"), PlainSerializer(dump_one)]
 AnyNetwork = Annotated[Named, member_of("network"), PlainSerializer(dump_one)]
 
 
@@ -134,7 +135,7 @@ def _descend(node: Any, key: str, where: str) -> Any:
         return items[_index(items, key, where)]
     if isinstance(node, dict):
         fields = cast(dict[str, Any], node)
-        if isinstance(fields.get(key), str) and key in ("optimizer", "schedule", "network"):
+        if isinstance(fields.get(key), str) and key in ("loss", "optimizer", "schedule", "network"):
             fields[key] = {fields[key]: {}}
         if fields.get(key) is None:
             fields[key] = {}

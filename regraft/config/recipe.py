@@ -21,6 +21,7 @@ from pydantic import Field
 
 from regraft.config.data import DataSpec
 from regraft.config.parse import (
+    AnyLoss,
     AnyNetwork,
     AnyOptimizer,
     AnySchedule,
@@ -69,6 +70,7 @@ class TrainSpec(Spec):
     micro: int = Field(default=1, ge=1)  # slices a batch is cut into; the gradient is that of the whole batch
     optimizer: AnyOptimizer = _default("AdamW")
     schedule: AnySchedule = _default("Constant")
+    loss: AnyLoss | None = None  # what outputs and labels are compared by; default the usual one of the task
     max_norm: float | None = Field(default=1.0, gt=0)  # gradients are scaled down to this global norm
     precision: Literal["fp32", "bf16"] = "fp32"
     steady: bool = False  # train the weights in eval mode: dropout off, running statistics still

@@ -19,7 +19,7 @@ from regraft.data.read import load, load_as
 from regraft.data.sources import Examples
 from regraft.data.text import TextPreprocessor
 from regraft.errors import ConfigError, DataError
-from regraft.losses.supervised import objective_for
+from regraft.losses.criterion import objective_of, question_of
 from regraft.models.graft import Graft
 from regraft.models.networks import Network
 from regraft.phases.choose.features import LAST, all_features
@@ -205,12 +205,13 @@ def _stage(
     entry: Entry,
     hooks: Callable[[StageSpec, Entry], Sequence[Hook]],
 ) -> Stage[Any]:
-    source: Examples = examples(entry.encoded("train"), entry.targets("train"), spec.train, seed=spec.seed)
+    targets = entry.targets("train")
+    source: Examples = examples(entry.encoded("train"), targets, spec.train, seed=spec.seed)
     return Stage(
         name=stage.name,
         model=model,
         source=source,
-        objective=objective_for(entry.task),
+        objective=objective_of(spec.train.loss, question_of(entry.task, targets, entry.num_outputs)),
         update=builder(spec.train),
         steps=stage.steps,
         hooks=tuple(hooks(stage, entry)),

@@ -23,7 +23,8 @@ from regraft.data.augment import Augment
 from regraft.data.encoded import Encoded
 from regraft.data.sources import Examples, Views
 from regraft.errors import ConfigError
-from regraft.losses.supervised import objective_for, per_example_losses
+from regraft.losses.criterion import objective_of, question_of
+from regraft.losses.supervised import per_example_losses
 from regraft.optim.build import DescentBuilder
 from regraft.optim.optimizers import Optimizer
 from regraft.optim.schedules import Schedule
@@ -74,7 +75,7 @@ def supervised_recipe(
         name="adapt",
         model=model,
         source=examples(encoded, targets, candidate.train, seed=seed),
-        objective=objective_for(task),
+        objective=objective_of(candidate.train.loss, question_of(task, targets)),
         update=builder(candidate.train),
         steps=candidate.steps,
         hooks=tuple(hooks),
