@@ -24,6 +24,7 @@ class LeftOut(Spec):
 
     files: str  # sha256 over the names and contents of the files in which they were found
     rows: dict[str, dict[str, str]] = {}  # split -> kind -> rows, such as "3,17,90-92"
+    first: tuple[str, ...] = ()  # what was wrong with the first of them, for the report
 
 
 class DataSpec(Spec):

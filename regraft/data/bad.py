@@ -23,8 +23,8 @@ from regraft.data.stored import MARKERS
 READER = ("field-count", "unreadable", "encoding")  # kinds that readers note
 KINDS = {  # kind -> what is wrong with such a row, for counts
     "field-count": "a wrong number of fields",
-    "unreadable": "cannot be read",
-    "encoding": "not in the encoding of the file",
+    "unreadable": "what cannot be read",
+    "encoding": "bytes that are not in the encoding of the file",
     "decompression-bomb": "images that are too large to be decoded",
     "nul-byte": "a NUL character",
     "missing-text": "no text",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,11 +96,11 @@ def _left_out(
     total = sum(len(part.rows) for part in parts.values())
     total += sum(not _is_read(one, parts) for one in bad)
     if len(bad) > spec.most_bad * total:
-        counts = ", ".join(f"{count:,} with {KINDS[kind]}" for kind, count in _counts(bad).items())
+        counts = ", ".join(f"{KINDS[kind]}: {count:,}" for kind, count in _counts(bad).items())
         raise DataError(
-            f"{spec.path}: {len(bad):,} of {total:,} rows are bad ({counts}), which is more than the {spec.most_bad:.0%} that "
-            f"may be left out, the first: {bad[0].problem.message}; correct the data, or allow more with "
-            "--set data.most_bad=SHARE"
+            f"{spec.path}: {len(bad):,} of {total:,} rows are bad ({counts}), which is more than the "
+            f"{100 * spec.most_bad:g} % that may be left out, the first: {bad[0].problem.message}; correct the data, or allow "
+            "more with --set data.most_bad=SHARE"
         )
     rows: dict[str, dict[str, np.ndarray]] = {}
     dropped: dict[str, np.ndarray] = {}
@@ -115,7 +116,8 @@ def _left_out(
             raise DataError(f"{spec.path}: every row of {part.name} is bad, the first: {here[0].problem.message}")
     others = [p for p in problems if p.row is None or p.kind not in READER]
     listed = (*others, *(replace(one.problem, left_out=True) for one in bad))
-    return Settled(problems=listed, dropped=dropped, skipped=Skipped(rows=rows, total=total, files=files))
+    first = tuple(one.problem.message for one in bad[:NAMED]) if spec.left_out is None else spec.left_out.first
+    return Settled(problems=listed, dropped=dropped, skipped=Skipped(rows=rows, total=total, files=files, first=first))
 
 
 def _in_tables(parts: Mapping[str, Part], schema: Schema, odd: Odd) -> list[BadRow]:
@@ -258,7 +260,7 @@ def left_out_of(dataset: Dataset) -> LeftOut | None:
     rows = {
         split: {kind: ranges(found) for kind, found in kinds.items()} for split, kinds in dataset.skipped.rows.items()
     }
-    return LeftOut(files=dataset.skipped.files, rows=rows)
+    return LeftOut(files=dataset.skipped.files, rows=rows, first=dataset.skipped.first)
 
 
 def with_left_out(spec: RecipeSpec, datasets: Mapping[str, Dataset]) -> RecipeSpec:
@@ -277,9 +279,8 @@ def bad_sample_facts(dataset: Dataset) -> dict[str, Any]:
     if skipped is None:
         return {"policy": "fail", "rows": 0}
     counts = {split: {kind: len(found) for kind, found in kinds.items()} for split, kinds in skipped.rows.items()}
-    first = [problem.message for problem in dataset.problems if problem.left_out][:NAMED]
     rows = sum(sum(kinds.values()) for kinds in counts.values())
-    return {"policy": "skip", "rows": rows, "of": skipped.total, "counts": counts, "first": first}
+    return {"policy": "skip", "rows": rows, "of": skipped.total, "counts": counts, "first": list(skipped.first)}
 
 
 def ranges(rows: np.ndarray) -> str:
@@ -302,7 +303,7 @@ def from_ranges(text: str) -> list[int]:
     out: list[int] = []
     for piece in text.split(",") if text else []:
         first, _, last = piece.partition("-")
-        if not (first.isdecimal() and (last or first).isdecimal() and len(piece) < 40):
+        if not re.fullmatch(r"[0-9]{1,18}(-[0-9]{1,18})?", piece):
             raise DataError(f"data.left_out: rows are written as 3,17,90-92, got {text[:40]!r}")
         if int(last or first) - int(first) > 100_000_000:
             raise DataError(f"data.left_out: {piece!r} are more rows than any data has")

@@ -60,6 +60,7 @@ class Skipped:
     rows: Mapping[str, Mapping[str, np.ndarray]]  # split -> kind -> (M,) int64 rows of its file, ascending
     total: int  # rows of all files, these included
     files: str  # sha256 of the files in which they were found
+    first: tuple[str, ...] = ()  # what is wrong with the first of them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ def describe(dataset: Dataset) -> list[str]:
     facts = bad_sample_facts(dataset)
     if facts["rows"]:
         each = [
-            f"{split} {count:,} with {KINDS[kind]}"
+            f"{split} {KINDS[kind]}: {count:,}"
             for split, kinds in facts["counts"].items()
             for kind, count in kinds.items()
         ]

@@ -7,6 +7,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
+import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,12 +20,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
+from regraft.data.archives import CAPS
 from regraft.data.delimited import decode_odd
 from regraft.data.stored import Log, Types
 from regraft.errors import DataError
 
 ROWS = 65536  # in a batch of plain values
+MOST_COLUMNS = 10_000  # of JSON objects
 IMAGES = 1024  # in a batch that may hold images
+
+
+UNREADABLE = (
+    pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowKeyError, pa.ArrowIndexError,
+    pa.ArrowSerializationError, pa.ArrowCapacityError, pa.ArrowMemoryError, pa.ArrowException, OSError, ValueError,
+    OverflowError,
+)  # fmt: skip  # what Arrow's readers raise on damaged files
 
 
 def json_batches(files: tuple[Path, ...], types: Types, log: Log) -> Iterator[pa.RecordBatch]:
@@ -73,7 +85,7 @@ def _loads(line: bytes) -> tuple[dict[str, Any] | None, bool]:
         text, odd = decode_odd(line), True
     try:
         record = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, or nested without end
         return None, odd
     return (record, odd) if isinstance(record, dict) else (None, odd)
 
@@ -83,7 +95,7 @@ def _json_value(path: Path, log: Log) -> Iterator[tuple[dict[str, Any], bool]]:
     raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     try:
         value = json.loads(raw.decode("utf-8", errors="strict"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path} is not valid JSON ({error}); it must hold a list of objects, or one object a line"
         ) from error
@@ -108,6 +120,13 @@ def _json_value(path: Path, log: Log) -> Iterator[tuple[dict[str, Any], bool]]:
 def _columns(records: list[dict[str, Any]], types: Types) -> pa.RecordBatch:
     """One batch of records, each column in the type it needs so far; a key that is absent is null."""
     names = dict.fromkeys(name for record in records for name in record)
+    odd = [name for name in names if not _is_encodable(name)]
+    if odd:
+        raise DataError(f"the key {odd[0]!r} of a JSON object holds half of a character; write it in UTF-8")
+    if len(types.columns | names) > MOST_COLUMNS:
+        raise DataError(
+            f"the JSON objects of a file have more than {MOST_COLUMNS:,} different keys; they must be columns"
+        )
     columns = {name: [record.get(name) for record in records] for name in [*types.columns, *names]}
     for name, values in columns.items():
         if {type(value) for value in values} <= {str}:
@@ -143,6 +162,15 @@ def _json_array(values: list[Any], kind: pa.DataType) -> pa.Array:
     return pa.array(values, kind)
 
 
+def _is_encodable(name: str) -> bool:
+    """Whether UTF-8 can hold a name."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _texts(values: list[Any]) -> pa.Array:
     """Values as text, null where empty."""
     try:
@@ -154,7 +182,10 @@ def _texts(values: list[Any]) -> pa.Array:
 
 def _plain(value: Any) -> str:
     """A JSON value as text that UTF-8 can hold (half of a surrogate pair becomes a question mark)."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        raise DataError("a value of a JSON object is nested too deeply; write it as text") from None
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
@@ -163,37 +194,63 @@ def parquet_batches(files: tuple[Path, ...], types: Types, log: Log) -> Iterator
     for path in files:
         try:
             file = parquet.ParquetFile(path)
-        except (pa.ArrowInvalid, OSError) as error:
+        except UNREADABLE as error:
             raise DataError(f"{path} is not a Parquet file that can be read ({error}); write it again") from error
         with file:
             log.class_names.update(class_names(file.schema_arrow.metadata))
             size = IMAGES if any(_is_blob(entry.type) for entry in file.schema_arrow) else ROWS
-            yield from _plain_batches(file.iter_batches(batch_size=size), types, log)
+            yield from _plain_batches(_sound(file.iter_batches(batch_size=size), path), types, log)
 
 
 def arrow_batches(files: tuple[Path, ...], types: Types, log: Log) -> Iterator[pa.RecordBatch]:
     """Rows of Arrow stream or file-format files, as `save_to_disk` of the datasets library writes them."""
     for path in files:
         with pa.OSFile(str(path), "rb") as source:
-            try:
-                reader = pa.ipc.open_stream(source)
-            except pa.ArrowInvalid:
-                source.seek(0)
-                whole = pa.ipc.open_file(source)
-                log.class_names.update(class_names(whole.schema.metadata))
-                yield from _plain_batches((whole.get_batch(k) for k in range(whole.num_record_batches)), types, log)
-                continue
-            log.class_names.update(class_names(reader.schema.metadata))
-            yield from _plain_batches(reader, types, log)
+            batches, metadata = _arrow_file(source, path)
+            log.class_names.update(class_names(metadata))
+            yield from _plain_batches(_sound(batches, path), types, log)
+
+
+def _arrow_file(source: Any, path: Path) -> tuple[Iterable[pa.RecordBatch], dict[bytes, bytes] | None]:
+    """(batches, metadata of the schema) of an open file in either format."""
+    try:
+        reader = pa.ipc.open_stream(source)
+        return reader, reader.schema.metadata
+    except UNREADABLE:
+        source.seek(0)
+    try:
+        whole = pa.ipc.open_file(source)
+        return (whole.get_batch(k) for k in range(whole.num_record_batches)), whole.schema.metadata
+    except UNREADABLE as error:
+        raise DataError(f"{path} is not an Arrow file that can be read ({error}); write it again") from error
+
+
+def _sound(batches: Iterable[pa.RecordBatch], path: Path) -> Iterator[pa.RecordBatch]:
+    """The same batches, each found to be what its headers say. DataError where the file is damaged."""
+    try:
+        for batch in batches:
+            batch.validate(full=True)
+            yield batch
+    except UNREADABLE as error:
+        raise DataError(f"{path} is damaged ({error}); write it again") from error
 
 
 def class_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
-    """Names of the integer labels by column, from the `huggingface` entry of a schema."""
-    info = json.loads((metadata or {}).get(b"huggingface", b"{}"))
-    features = info.get("info", {}).get("features", {})
-    return {
-        name: list(entry["names"]) for name, entry in features.items() if isinstance(entry, dict) and "names" in entry
-    }
+    """Names of the integer labels by column, from the `huggingface` entry of a schema; none where it is not as expected."""
+    try:
+        content = json.loads((metadata or {}).get(b"huggingface", b"{}"))
+    except (ValueError, RecursionError):
+        return {}
+    info = content.get("info") if isinstance(content, dict) else None
+    features = info.get("features") if isinstance(info, dict) else None
+    found = features.items() if isinstance(features, dict) else ()
+    names = {name: entry["names"] for name, entry in found if isinstance(entry, dict) and "names" in entry}
+    return {name: list(each) for name, each in names.items() if _are_names(each)}
+
+
+def _are_names(value: Any) -> bool:
+    """Whether it is a list of different texts."""
+    return isinstance(value, list) and all(isinstance(name, str) for name in value) and len(set(value)) == len(value)
 
 
 def _is_blob(kind: pa.DataType) -> bool:
@@ -269,12 +326,17 @@ def idx_batches(files: tuple[Path, ...], types: Types, log: Log) -> Iterator[pa.
 def read_idx(path: Path) -> np.ndarray:
     """The uint8 array of an IDX file (LeCun's MNIST format), gzipped or not."""
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            start = stream.read(4)
+            dimensions = start[3] if len(start) == 4 and start[:3] == b"\0\0\x08" else 0
+            sizes = stream.read(4 * dimensions)
+            shape = struct.unpack(f">{len(sizes) // 4}I", sizes[: len(sizes) // 4 * 4])
+            size = math.prod(shape)
+            if size > CAPS.free + CAPS.ratio * path.stat().st_size:
+                raise DataError(f"{path} claims {size:,} bytes, far more than a file of its size holds; do not use it")
+            body = stream.read(size + 1)
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be unpacked ({error}); fetch it again") from error
-    dimensions = raw[3] if len(raw) > 4 and raw[:3] == b"\0\0\x08" else 0
-    shape = tuple(np.frombuffer(raw, ">u4", dimensions, 4).tolist()) if dimensions else ()
-    body = raw[4 + 4 * dimensions :]
-    if not dimensions or len(body) != int(np.prod(shape)):
+    if dimensions not in (1, 2, 3, 4) or len(shape) != dimensions or len(body) != size:
         raise DataError(f"{path} is not an IDX file of bytes, or is cut off; fetch it again")
     return np.frombuffer(body, np.uint8).reshape(shape)

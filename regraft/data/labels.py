@@ -15,6 +15,7 @@ from regraft.data.dataset import Schema
 from regraft.data.stored import MARKERS
 from regraft.errors import DataError
 
+LARGEST = float(np.finfo(np.float32).max)  # target; what is beyond it counts as missing, and is a bad row
 SEPARATORS = (";", "|")  # between the labels of one row of multi-label data
 NO_LABEL = tuple(
     mark for mark in MARKERS if mark != "None"
@@ -119,7 +120,8 @@ def _floats(column: pa.ChunkedArray, *, missing: float) -> np.ndarray:
                 )
             chunk = numbers
         numbers = pc.cast(chunk, pa.float64()).to_numpy(zero_copy_only=False)
-        parts.append(np.where(np.isfinite(numbers), numbers, missing).astype(np.float32))
+        usable = np.abs(np.nan_to_num(numbers, nan=np.inf, posinf=np.inf, neginf=np.inf)) <= LARGEST
+        parts.append(np.where(usable, numbers, missing).astype(np.float32))
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from regraft.errors import DataError
 
 ONE_HOT = 32  # categories of a column with a place of their own, the most frequent ones
+FAR = 1e100  # spreads from the median
 BUCKETS = 16  # places shared by the others of a column with more categories than that
 
 
@@ -88,6 +89,7 @@ class Numeric:
         """
         missing = np.isnan(values)
         z = (np.where(missing, self.median, values) - self.median) * self.scale
+        z = np.clip(z, -FAR, FAR)  # so that the square of a huge value is finite; what is within is not changed
         parts = [z / np.sqrt(1 + (z / 3) ** 2)] + ([missing] if self.gaps else [])
         return np.stack(parts, axis=1).astype(np.float32)
 
