@@ -11,7 +11,7 @@ BENCHMARKS := $(filter-out benchmarks/readme_tables.py benchmarks/harness.py,$(w
 CHECKED := regraft tests benchmarks docs $(wildcard examples)
 PROSE := regraft regraft_recipes benchmarks docs README.md CHANGELOG.md CONTRIBUTING.md
 
-.PHONY: venv demo test test-all bench-env bench lint docs clean
+.PHONY: venv demo test test-all bench-env bench lint audit-deps docs clean
 
 venv: $(STAMP)
 
@@ -51,9 +51,15 @@ lint: $(STAMP)
 	$(BIN)/codespell $(PROSE)
 	$(BIN)/pyright
 
+# What others know against our code and the versions we pin; needs the network, so it is no part of `make test`.
+audit-deps: constraints.txt
+	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet bandit pip-audit; }
+	.venv-audit/bin/bandit --quiet --configfile pyproject.toml --recursive regraft regraft_recipes -ll
+	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
 docs: $(STAMP)
 	$(BIN)/python docs/build_reference.py
 	$(BIN)/python benchmarks/readme_tables.py
 
 clean:
-	rm -rf $(VENV) .venv-bench .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-bench .venv-audit .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
