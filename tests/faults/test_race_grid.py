@@ -96,18 +96,18 @@ def how_of(number: int) -> How:
 
 
 @pytest.mark.parametrize(("race", "where"), CASES[::9])
-def test_a_job_that_was_interrupted_ends_with_the_bits_it_would_have_had(planned, race, where, tmp_path):
+def test_a_job_that_was_interrupted_ends_with_the_bits_it_would_have_had(planned, race, where, scratch):
     made = with_race(planned, race)
-    whole = whole_run(made, tmp_path / "whole")
-    assert check(made, tmp_path / "run", WHERE[where], how_of(CASES.index((race, where)) // 9), whole) == []
+    whole = whole_run(made, scratch / "whole")
+    assert check(made, scratch / "run", WHERE[where], how_of(CASES.index((race, where)) // 9), whole) == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_every_interrupted_job_ends_with_the_bits_it_would_have_had(planned, tmp_path):
+def test_every_interrupted_job_ends_with_the_bits_it_would_have_had(planned, scratch):
     tried, equal, wrong = Tally[str](), Tally[str](), []
     for race in RACES:
-        folder = tmp_path / race.replace(" ", "-")
+        folder = scratch / race.replace(" ", "-")
         folder.mkdir()
         whole = whole_run(with_race(planned, race), folder / "whole")
         for number, (where, point) in enumerate(WHERE.items()):

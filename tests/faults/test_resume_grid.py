@@ -126,21 +126,21 @@ SAMPLE = [(recipe, list(WHERE)[number % len(WHERE)]) for number, recipe in enume
 
 
 @pytest.mark.parametrize(("recipe", "where"), [case for case in SAMPLE if case in CASES])
-def test_an_interrupted_run_ends_with_the_bits_of_one_that_was_not(recipe, where, tmp_path):
-    whole = uninterrupted(GRID[recipe](1000), tmp_path / "whole")
+def test_an_interrupted_run_ends_with_the_bits_of_one_that_was_not(recipe, where, scratch):
+    whole = uninterrupted(GRID[recipe](1000), scratch / "whole")
     assert {"weights", "log", "evaluate", "state updates", "state hooks"} <= whole.keys()
-    assert check(recipe, where, tmp_path, whole)[0] == []
+    assert check(recipe, where, scratch, whole)[0] == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_every_interrupted_run_of_the_grid_ends_with_the_bits_of_one_that_was_not(tmp_path):
+def test_every_interrupted_run_of_the_grid_ends_with_the_bits_of_one_that_was_not(scratch):
     equal: dict[str, Tally[str]] = {axis: Tally() for axis in ("where", "what", "noise", "batches", "how")}
     tried: dict[str, Tally[str]] = {axis: Tally() for axis in equal}
     wrong: list[str] = []
     continued = 0
     for number, recipe in enumerate(GRID):
-        folder = tmp_path / str(number)
+        folder = scratch / str(number)
         folder.mkdir()
         whole = uninterrupted(GRID[recipe](1000), folder / "whole")
         for where in WHERE:
