@@ -6,6 +6,8 @@ Each section is a function of the run's files in `story`, `quality` or `upkeep` 
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -63,6 +65,7 @@ def report_html(run: RunFiles) -> str:
     return page.render(
         title=story.title(run),
         css=stylesheet(),
+        style_hash=style_hash(),
         sections=shown,
         left_out=left_out,
         run=run.path.resolve().name,
@@ -97,6 +100,12 @@ def section(run: RunFiles, name: str) -> tuple[Markup | None, str]:
 def stylesheet() -> Markup:
     """The style sheet; it is part of the package, so it is trusted."""
     return Markup((HERE / "report.css").read_text(encoding="utf-8"))
+
+
+def style_hash() -> Markup:
+    """The sha256 of the style sheet in base 64: the page's content policy lets a browser use this one and no other."""
+    digest = hashlib.sha256(str(stylesheet()).encode()).digest()
+    return Markup(base64.b64encode(digest).decode())
 
 
 @cache

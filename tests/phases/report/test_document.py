@@ -134,7 +134,7 @@ def test_there_is_no_script_no_handler_no_link_out_and_nothing_is_loaded(page):
         assert attrs.get("href", "#").startswith("#")
     assert "url(" not in page
     assert "@import" not in page
-    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in page
+    assert "default-src 'none'; style-src 'sha256-" in page
 
 
 def test_hostile_strings_are_shown_as_text(page):
