@@ -28,6 +28,7 @@ class Caps:
     """What an archive may hold at most. The defaults hold for every archive that regraft opens."""
 
     entries: int = 200_000
+    bytes_per_entry: int = 64  # of the archive, beyond the first thousand entries; less is a bomb of headers
     total: int = 32 << 30  # bytes, extracted
     file: int = 8 << 30  # bytes of one file, extracted
     ratio: int = 100  # extracted bytes for each byte of the archive, beyond the first megabyte
@@ -131,8 +132,9 @@ class Budget:
     def entry(self, member: Member) -> None:
         """Count an entry by what its header says, before anything of it is read."""
         self.entries += 1
-        if self.entries > self.caps.entries:
-            raise BadArchive(f"{self.archive} holds more than {self.caps.entries:,} entries; extract it yourself")
+        most = min(self.caps.entries, 1000 + self.packed // self.caps.bytes_per_entry)
+        if self.entries > most:
+            raise BadArchive(f"{self.archive} holds more than {most:,} entries; extract it yourself if you trust it")
         if not member.is_folder and member.name in self.names:
             raise BadArchive(f"{self.archive} holds {member.name!r} twice; pack it again")
         self.names.add(member.name)
@@ -169,20 +171,19 @@ def _extract(archive: Path, folder: Path, caps: Caps) -> None:
     members = zip_members if archive.name.lower().endswith(".zip") else tar_members
     files = 0
     for member, content in members(archive, budget):
-        if is_clutter(member.name) or not member.name:
+        if is_clutter(member.name) or not member.name or member.is_folder:  # a folder is made with the first file in it
             for _ in content:
                 continue
             continue
         target = folder / member.name
         try:
-            (target if member.is_folder else target.parent).mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise BadArchive(
                 f"{archive} holds {member.name!r} inside of something that is a file; pack it again"
             ) from None
-        if not member.is_folder:
-            _write(target, member, content, archive)
-            files += 1
+        _write(target, member, content, archive)
+        files += 1
     if not files:
         raise BadArchive(f"{archive} holds no files; pack it again")
 
