@@ -65,6 +65,11 @@ class Forked:
             self.pid, signal.SIGKILL
         )  # a process that has ended is a zombie until it is waited for: that is no error
 
+    def lives(self) -> bool:
+        """Has it not ended yet? Its end is still to be waited for."""
+        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return ended is None
+
     def wait(self, timeout: float = 120.0) -> Ended:
         """Its end; it is killed where it takes longer than `timeout` seconds."""
         said, end = b"", time.monotonic() + timeout

@@ -32,7 +32,7 @@ from regraft.phases.train import is_training_run, resume_training, train_job
 STEPS = 8
 TREE = {
     "data": {MAIN: {"path": "wine", "limit": 96}},
-    "models": {MAIN: {"network": {"MLP": {"width": 128, "depth": 2, "dropout": 0.1}}}},
+    "models": {MAIN: {"network": {"MLP": {"width": 256, "depth": 2, "dropout": 0.1}}}},
     "train": {"batch_size": 16},
     "stages": [{"name": "earlier", "steps": STEPS // 2}, {"name": "later", "steps": STEPS // 2}],
     "techniques": [{"WeightAverage": {"decay": 0.9}}],
@@ -54,10 +54,12 @@ class Life:
 
     done: Counter  # steps whose hooks have all run, over all stages
     begun: Counter  # step that a process went on from
+    first: Counter  # when the first phase that is to be hit began, in nanoseconds of the machine's clock,
+    last: Counter  # and when the phase after the last one did
 
     @classmethod
     def new(cls) -> Life:
-        return cls(Counter(), Counter())
+        return cls(*(Counter() for _ in range(4)))
 
     def watch(self) -> None:
         """Tell the parent of every step that is made in this process."""
@@ -77,11 +79,17 @@ class Life:
 
 
 class Told(Reporter):
-    """Hands sentences on as they are said."""
+    """Hands sentences on as they are said, and notes when the phases to be hit begin and end."""
 
-    def __init__(self, life: Life) -> None:
+    def __init__(self, life: Life, first: str, after: str) -> None:
         super().__init__()
-        self.life = life
+        self.life, self.first, self.after = life, first, after
+
+    def phase(self, name: str, what: str, /) -> None:
+        super().phase(name, what)
+        for phase, counter in ((self.first, self.life.first), (self.after, self.life.last)):
+            if name == phase:
+                counter.set(time.monotonic_ns())
 
     def say(self, sentence: str, /) -> None:
         self.life.heard(sentence)
@@ -93,10 +101,11 @@ Work = Callable[[Path, Life], Any]
 def training(folder: Path, life: Life) -> dict[str, str]:
     """`regraft train`, or `regraft resume` where there is a run."""
     life.watch()
+    told = Told(life, "train", "evaluate")
     if is_training_run(folder):
-        resume_training(folder, reporter=Told(life))
+        resume_training(folder, reporter=told)
     else:
-        train_job(recipe_from_tree(TREE), folder, reporter=Told(life))
+        train_job(recipe_from_tree(TREE), folder, reporter=told)
     return hashes(folder)
 
 
@@ -118,17 +127,22 @@ class Score:
 
 
 def kill_many(work: Work, folder: Path, *, runs: int, seed: int) -> Score:
-    """Kill each run once or twice at a uniformly random instant of its life, then let it go on to its end.
+    """Kill each run once or twice at a uniformly random instant, then let it go on to its end.
 
+    The instants lie in the phases to be hit; those of every tenth run, and the second of a run, lie anywhere in a life.
     `failed` has a sentence for each run that did not end by itself or ended with other bits.
     """
     draw, score = random.Random(seed), Score(failed=[])
-    whole, lifetime = undisturbed(work, folder)
+    whole, lifetime, window = undisturbed(work, folder)
     for number in range(runs):
         place, life, before = folder / f"run-{number}", Life.new(), 0
-        for _ in range(1 + (number % 4 == 0)):
+        for again in range(1 + (number % 5 == 0)):
+            anywhere = bool(again) or number % 10 == 9
             process = Forked(lambda place=place, life=life: work(place, life))
-            process.kill_after(draw.uniform(0, lifetime))
+            if not anywhere:
+                while not life.first.value and process.lives():
+                    time.sleep(0.001)
+            process.kill_after(draw.uniform(0, lifetime if anywhere else window))
             ended = process.wait()
             if ended.code >= 0:  # it was done before the kill, or failed
                 if ended.code > 0:
@@ -142,23 +156,24 @@ def kill_many(work: Work, folder: Path, *, runs: int, seed: int) -> Score:
         if ended.code != 0:
             score.failed.append(f"run {number} could not go on: {ended.error or ended.code}")
         elif ended.value != whole:
-            score.failed.append(
-                f"run {number} ended with other bits: {[n for n in whole if ended.value.get(n) != whole[n]]}"
-            )
+            different = [name for name in whole if ended.value.get(name) != whole[name]]
+            score.failed.append(f"run {number} ended with other bits: {different}")
         elif not trained:
             score.most_lost = max(score.most_lost, before - life.begun.value)
         shutil.rmtree(place, ignore_errors=True)
     return score
 
 
-def undisturbed(work: Work, folder: Path) -> tuple[dict[str, str], float]:
-    """What a run comes to that nothing happens to, and the seconds of its life: the median of three."""
+def undisturbed(work: Work, folder: Path) -> tuple[dict[str, str], float, float]:
+    """What a run comes to that nothing happens to, the seconds of its life and of the phases to be hit: medians of three."""
     seconds: list[float] = []
+    windows: list[float] = []
     for number in range(3):
-        begin = time.perf_counter()
-        found = forked(lambda number=number: work(folder / f"whole-{number}", Life.new())).result()
+        begin, life = time.perf_counter(), Life.new()
+        found = forked(lambda number=number, life=life: work(folder / f"whole-{number}", life)).result()
         seconds.append(time.perf_counter() - begin)
-    return found, sorted(seconds)[1]
+        windows.append((life.last.value - life.first.value) / 1e9)
+    return found, sorted(seconds)[1], max(0.0, sorted(windows)[1])
 
 
 def looked_at(place: Path, score: Score) -> None:
@@ -223,10 +238,11 @@ def adapting(spec: RecipeSpec) -> Work:
     """`regraft adapt`, or `regraft resume` where there is a run."""
 
     def work(folder: Path, life: Life) -> dict[str, str]:
+        told = Told(life, "probe", "report")
         if (folder / RECIPE).exists():
-            resume_job(folder, reporter=Told(life))
+            resume_job(folder, reporter=told)
         else:
-            run_job(spec, folder, reporter=Told(life))
+            run_job(spec, folder, reporter=told)
         return hashes(folder)
 
     return work
