@@ -19,6 +19,7 @@ from regraft.core import checkpoint as checkpoints
 from regraft.core.checkpoint import Best, Checkpointer, load, load_newest, save
 from regraft.core.files import clean
 from regraft.core.sizing import expected_bytes
+from regraft.core.state import load_run
 from regraft.core.stopping import Interrupted, Stop, listening
 from regraft.core.train import advance, start
 from regraft.errors import RunError
@@ -239,6 +240,33 @@ def test_who_reads_the_newest_waits_for_the_one_that_is_being_written(tmp_path, 
     assert found[0][0]["step"] == 3
 
 
+def test_the_thread_that_writes_lets_the_steps_go_first(tmp_path, monkeypatch):
+    priority, seen = os.getpriority(os.PRIO_PROCESS, 0), []
+
+    def write(*args, **options):
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    monkeypatch.setattr(checkpoints, "write", write)
+    fit(recipe(stage(steps=3)), hooks=[Checkpointer(tmp_path, every=2)])
+    assert seen == [min(19, priority + 10)]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == priority
+
+
+def test_going_back_to_a_checkpoint_forgets_what_was_logged_since(tmp_path):
+    """As a rollback after a bad step does, in the middle of a run."""
+    whole = recipe(stage(steps=8))
+    history = fit(whole, log_every=3).history
+    made = recipe(stage(steps=8))
+    run = start(made, hooks=[Checkpointer(tmp_path, every=3)], log_every=3)
+    advance(run, 5)
+    state, path, _ = load_newest(tmp_path)  # type: ignore[misc]
+    load_run(run, state)
+    assert (path.name, run.clock.step, [record["step"] for record in run.history]) == ("step-00000003", 3, [1, 2, 3])
+    advance(run)
+    assert tuple(run.history) == history
+    assert torch.equal(weights(made.model), weights(whole.model))
+
+
 def test_a_state_does_not_grow_with_the_steps(tmp_path):
     sizes = []
     for steps in (10, 400):
@@ -265,7 +293,9 @@ def test_too_little_room_is_said_with_figures_before_a_step_is_made(tmp_path, mo
     hooks = [At(1, steps.append), Checkpointer(tmp_path, every=2, keep=2)]
     with pytest.raises(RunError) as error:
         fit(recipe(stage(mlp(width=64), steps=6, update=adam())), hooks=hooks)
-    assert re.search(r": 3 checkpoints of \d+\.\d\d kB need 1\d\d\.\d\d kB, but 30\.00 kB are free there; ", str(error.value))
+    assert re.search(
+        r": 3 checkpoints of \d+\.\d\d kB need 1\d\d\.\d\d kB, but 30\.00 kB are free there; ", str(error.value)
+    )
     assert "checkpoint.keep_last" in str(error.value)
     assert steps == []
 

@@ -17,6 +17,7 @@ from regraft.errors import ConfigError, RunError
 from regraft.models.save import load_model
 from regraft.phases import train
 from regraft.phases.build import assemble
+from regraft.phases.judges import judge_for
 from regraft.phases.progress import Silent
 from regraft.phases.train import is_training_run, resume_training, train_job
 
@@ -60,6 +61,12 @@ SHAPES = {
         data={"main": {"path": "digits-5-9", "limit": 100}, "earlier": {"path": "digits-0-4", "limit": 100}},
         models={"main": DIGITS},
         stages=TWO_STAGES,
+    ),
+    "two stages that patience ends": lambda teacher: spec(
+        data={"main": {"path": "wine"}, "earlier": {"path": "wine"}},
+        stages=[{"name": "earlier", "steps": 16, "data": "earlier"}, {"name": "later", "steps": 16}],
+        train={"batch_size": 16, "optimizer": {"SGD": {"lr": 1e-9}}},
+        validate={"times": 8, "patience": 2},
     ),
     "weight average and patience": lambda teacher: spec("WeightAverage", validate={"times": 4, "patience": 3}),
 }
@@ -112,7 +119,7 @@ def test_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(shape, tea
     assert not (tmp_path / "killed" / "model").exists()
     heard = Heard()
     killed = resume_training(tmp_path / "killed", reporter=heard).path
-    assert any(sentence.startswith("continuing from step-0000000") for sentence in heard.sentences)
+    assert any(sentence.startswith("continuing from step-") for sentence in heard.sentences)
     ours, theirs = (load_file(run / "phases" / "final.safetensors") for run in (killed, whole))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -121,6 +128,27 @@ def test_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(shape, tea
         notes = [json.loads((run / "phases" / f"{phase}.json").read_text()) for run in (killed, whole)]
         assert notes[0] == notes[1]
     assert (whole / "metrics.json").exists() == (shape not in ("gan", "maml"))
+
+
+@pytest.mark.usefixtures("no_report")
+def test_the_checkpoint_with_the_best_score_is_kept_beside_the_newest(tmp_path):
+    made = spec(steps=12, stages=[{"name": "train", "steps": 12}], validate={"times": 12},
+                train={"batch_size": 16, "optimizer": {"AdamW": {"lr": 0.05}}},
+                checkpoint={"every_steps": 4, "keep_last": 1, "keep_best": 1})  # fmt: skip
+    run = train_job(made, tmp_path / "run").path
+    results = json.loads((run / "phases" / "train.json").read_text())["validations"]["train"][:-1]
+    best = max(results, key=lambda result: (result["score"], -result["step"]))
+    kept = {int(path.name[-8:]) for path in (run / "checkpoints").iterdir()}
+    assert int(best["step"]) in kept
+    assert len(kept) == 2
+    state = load_file(run / "checkpoints" / f"step-{int(best['step']):08d}" / "state.safetensors")
+    entry = assemble(made)
+    entry.recipe.model.load_state_dict(
+        {n.removeprefix("/model/"): t for n, t in state.items() if n.startswith("/model/")}
+    )
+    judge = judge_for(made.techniques, entry.main, "valid")
+    assert judge is not None
+    assert judge.measure(entry.recipe.model)["score"] == best["score"]
 
 
 @pytest.mark.usefixtures("no_report")
