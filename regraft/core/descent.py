@@ -6,6 +6,7 @@ wrong in any step, numbers that are not finite and memory that does not suffice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
@@ -170,16 +171,24 @@ class Descent:
         """
         made_of, self.made_of = self.made_of, None
         grads = [p.grad for p in self.params if p.grad is not None]
-        if not self.finite(grads, None if made_of is None else made_of.loss.value):
+        if not self._clipped(grads, None if made_of is None else made_of.loss.value):
             raise NotFinite(self.named, made_of)
-        if self.max_norm is not None:
-            nn.utils.clip_grad_norm_(self.params, self.max_norm)
         factor, momentum = self.schedule(clock), self.momentum(clock)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
             if momentum is not None:
                 _set_momentum(group, momentum)
         self.optimizer.step()
+
+    def _clipped(self, grads: Sequence[Tensor], loss: Tensor | None) -> bool:
+        """Scale the gradients down to `max_norm`; False where they or the loss are not finite, and are left as they are."""
+        if self.max_norm is None:
+            return self.finite(grads, loss)
+        norm = nn.utils.get_total_norm(grads)  # which is not finite where any gradient is not
+        if not math.isfinite(float(norm if loss is None else torch.add(norm, loss, alpha=0))):  # 0 * nan is nan
+            return False
+        nn.utils.clip_grads_with_norm_(self.params, self.max_norm, norm)
+        return True
 
     def __call__(self, loss_fn: LossFn, batch: Batch, clock: Clock) -> Loss:
         """`gradients`, then `apply`."""

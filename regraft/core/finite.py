@@ -61,17 +61,15 @@ class Finite:
             device: (torch.zeros((), device=device), torch.ones((), device=device))
             for device in {device for device, _ in self.kinds}
         }
+        self.only = next(iter(self.kinds)) if len(self.kinds) == 1 else None
 
     def __call__(self, tensors: Sequence[Tensor], loss: Tensor | None = None) -> bool:
         """Are all of them finite? They keep their bits."""
-        if len(self.kinds) > 1:
-            groups = [[t for t in tensors if (t.device, t.dtype) == kind] for kind in self.kinds]
-            fine = [self._all_of(kind, group) for kind, group in zip(self.kinds, groups, strict=True)]
-            return all(fine) and (loss is None or bool(loss.isfinite()))
-        (kind,) = self.kinds
-        if loss is not None and (loss.device, loss.dtype) != kind:
-            return self._all_of(kind, tensors) and bool(loss.isfinite())
-        return self._all_of(kind, tensors if loss is None else [*tensors, loss])
+        if self.only is not None and loss is not None and loss.dtype is self.only[1] and loss.device == self.only[0]:
+            return self._all_of(self.only, [*tensors, loss])
+        groups = [(kind, [t for t in tensors if (t.device, t.dtype) == kind]) for kind in self.kinds]
+        fine = [self._all_of(kind, group) for kind, group in groups]
+        return all(fine) and (loss is None or bool(loss.isfinite()))
 
     def _all_of(self, kind: tuple[torch.device, torch.dtype], tensors: Sequence[Tensor]) -> bool:
         """Whether all tensors of one kind are; multiplied by 1, which changes no bit, and with a flag set at nan or inf."""
