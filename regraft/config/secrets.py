@@ -59,12 +59,13 @@ _AROUND = (  # what the text must hold, and (before)(secret)(after): what stands
     (("authorization",), r"(\bauthorization\\?[\"']?\s?[:=]\s?\\?[\"']?(?:[a-z]{4,8}\s)?)([^\s\"',;}\\]{6,4000})()", re.I),
     (("bearer ", "basic "), r"(\b(?:bearer|basic)\s)((?=\S{0,200}\d)[A-Za-z0-9._~+/=-]{16,4000})()", re.I),
     (("=",), rf"([?&](?:{_QUERY})=)([^&\s\"'<>\\]{{4,4000}})()", re.I),
-    (_WORDS, rf"({_NAMES}\s?=\s?[\"']?)({_VALUE}{{4,4000}})()", re.I),  # password=... of a command, a call or a file
+    (_WORDS, rf"({_NAMES}\s?=\s?\\?[\"']?)({_VALUE}{{4,4000}})()", re.I),  # password=... of a command, a call or a file
     (_WORDS, rf"({_NAMES}\\?[\"']\s?:\s?\\?[\"'])([^\"'\\]{{4,4000}})(\\?[\"'])", re.I),  # "password": "..."
+    (_WORDS, rf"({_NAMES}:\s)((?=\S{{0,200}}\d)[\w.~+/=-]{{16,4000}})()", re.I),  # api_key: ... within a sentence
     (_WORDS, rf"(--?[\w-]{{0,40}}{_NAMES}\\?[\"']?,?\s\\?[\"']?)([^\s\"',-][^\s\"',\\]{{3,4000}})()", re.I),  # --password ...
     (_WORDS, rf"(^[ \t]{{0,80}}(?:- )?[\w-]{{0,40}}{_NAMES}:[ \t])([^\s\"'\[{{&*|>][^\s]{{3,4000}})($)", re.I | re.M),  # YAML
     (("TOKEN=", "SECRET=", "WORD=", "PASSWD=", "_KEY=", "_PAT="),
-     r"(\b[A-Z0-9_]{0,60}(?:TOKEN|SECRET|PASSWORD|PASSWD|_KEY|_PAT)=[\"']?)([^\s\"',;\\]{4,4000})()", 0),  # of a shell
+     r"(\b[A-Z0-9_]{0,60}(?:TOKEN|SECRET|PASSWORD|PASSWD|_KEY|_PAT)=\\?[\"']?)([^\s\"',;\\]{4,4000})()", 0),  # of a shell
     (("token",), r"(\btoken\\?[\"']?\s?[=:]\s?\\?[\"'])((?=\w{0,200}\d)[\w.-]{16,4000})(\\?[\"'])", re.I),
 )  # fmt: skip
 _PATTERNS = tuple((tuple(hint.lower() for hint in hints), re.compile(form, flags)) for hints, form, flags in _AROUND)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from regraft.config.secrets import redact
 from regraft.models.backbone import Boundary
 from regraft.models.blocks import blocks, depth_of
 from regraft.models.load import model_class, quiet
@@ -71,7 +72,9 @@ def copy_beside(source: str | None, folder: Path) -> None:
     """Copy the tokenizer and the image preprocessor of the pretrained model, so that the folder can be used alone."""
     for name in BESIDE if source else ():
         file = Path(source or "") / name
-        if file.is_file():
+        if file.is_file() and name.endswith("_config.json"):
+            (folder / name).write_text(redact(file.read_text(encoding="utf-8")), encoding="utf-8")
+        elif file.is_file():
             shutil.copyfile(file, folder / name)
 
 

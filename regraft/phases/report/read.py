@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.config.plain_json import plain_json
+from regraft.config.secrets import redact
 from regraft.errors import RunError
 
 # what reading a field of the wrong type raises: the files are data, possibly edited or of another version, and one wrong
@@ -75,8 +76,8 @@ def read_run(run: Path) -> RunFiles:
 
 
 def _text(path: Path) -> str:
-    """The text of a file, empty where there is none; bytes that are not UTF-8 become U+FFFD."""
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    """The text of a file without secrets, empty where there is none; bytes that are not UTF-8 become U+FFFD."""
+    return redact(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else ""
 
 
 def _json(path: Path, kind: type, problems: dict[str, str]) -> Any:
