@@ -1,4 +1,4 @@
-"""Commands that look at recipes and at what they can name: techniques, explain, schedule, lint."""
+"""Commands that look at recipes and at what they can name: techniques, explain, schedule, lint, lr."""
 
 from __future__ import annotations
 
@@ -100,3 +100,31 @@ def lint(
         show_lines(["Nothing to object to."])
     if any(finding.severity == "warning" for finding in found):
         raise typer.Exit(1)
+
+
+@command(app)
+def lr(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file to train.")],
+    low: Annotated[float, typer.Option(min=0.0, help="Rate of the first step.")] = 1e-6,
+    high: Annotated[float, typer.Option(min=0.0, help="Rate of the last step.")] = 1.0,
+    steps: Annotated[int, typer.Option(min=20, help="Steps of the test.")] = 100,
+    overrides: Set = None,
+    common: Common = Common(),  # noqa: B008
+) -> None:
+    """Find a learning rate by a range test: the rate rises, the loss falls and rises again, the suggestion lies between."""
+    from regraft.config.recipe import read_recipe
+    from regraft.errors import ConfigError
+    from regraft.phases.rate_finder import range_test
+
+    if not 0 < low < high:
+        raise ConfigError(f"--low and --high: must be rates with 0 < low < high, got {low:g} and {high:g}")
+    found = range_test(read_recipe(recipe, overrides or []), low=low, high=high, steps=steps)
+    if common.json:
+        show_json(found.to_json())
+        return
+    most = max(found.smooth[: found.smooth.index(min(found.smooth)) + 1])
+    show_lines(
+        ["loss, smoothed, as the rate rises", *curve([min(each, 1.2 * most) for each in found.smooth], unit="steps")]
+    )
+    show_lines([f"rates from {found.rates[0]:.2g} to {found.rates[-1]:.2g}; the loss is least at {found.lowest:.2g}"])
+    show_lines(["", f"Suggested: {found.suggestion:g} (--set train.optimizer.lr={found.suggestion:g})"])

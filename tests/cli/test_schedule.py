@@ -79,3 +79,17 @@ def test_what_is_not_there_is_one_sentence(regraft, what, said):
     result = regraft("schedule", what)
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+def test_a_range_test_draws_its_losses_and_suggests_a_rate(regraft, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "data: {main: {path: wine}}\nmodels: {main: {network: MLP}}\n"
+        "train: {optimizer: {SGD: {momentum: 0.9}}}\nstages: [{name: adapt, steps: 9}]\n"
+    )
+    shown = regraft("lr", path, "--low", "1e-5", "--high", "10", "--steps", "60").stdout
+    assert "Suggested: 0." in shown
+    assert "┤" in shown
+    refused = regraft("lr", path, "--low", "1", "--high", "0.1")
+    assert refused.exit_code == 2
+    assert "0 < low < high" in refused.stderr
