@@ -159,6 +159,8 @@ def _json_array(values: list[Any], kind: pa.DataType) -> pa.Array:
         return _texts(values)
     if pa.types.is_list(kind):
         return pa.array([None if value is None else [_plain(entry) for entry in value] for value in values], kind)
+    if pa.types.is_floating(kind):  # Arrow refuses integers that a float does not hold exactly
+        return pa.array([None if value is None else float(value) for value in values], kind)
     return pa.array(values, kind)
 
 

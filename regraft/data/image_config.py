@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from regraft.config.plain_json import NotPlain, plain_json
 from regraft.errors import ModelError
+
+LARGEST = 1 << 20  # bytes of the file
+MOST_PIXELS = 8192  # of a side of a model's input
 
 # what changes pixels and is not done here, with the value that switches it off
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
@@ -31,14 +35,48 @@ def image_options(folder: Path) -> dict[str, Any]:
     if not file.exists():
         raise ModelError(f"{folder} has no preprocessor_config.json, so how its images must look is not known")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file} is not JSON: {error}") from None
+        config = plain_json(file.read_bytes(), largest=LARGEST, finite=False)
+    except (OSError, NotPlain) as error:
+        raise ModelError(f"{file} is not JSON that can be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{file} must hold an object of options, and holds a {type(config).__name__}")
     return options_from_config(config, name=str(file))
 
 
 def options_from_config(config: Mapping[str, Any], *, name: str) -> dict[str, Any]:
-    """Fields of `ImagePreprocessor` for the content of a `preprocessor_config.json` called `name`."""
+    """Fields of `ImagePreprocessor` for the content of a `preprocessor_config.json` called `name`.
+
+    Raises:
+        ModelError: it asks for something that is not done here, or a value is missing, of another type or beyond bounds.
+    """
+    try:
+        options = _options(config, name)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ModelError(f"{name} is not as such a file must be ({said}); fetch the model again") from None
+    _check(options, name)
+    return options
+
+
+def _check(options: Mapping[str, Any], name: str) -> None:
+    """ModelError where a value is beyond what any model of images asks for."""
+    resize = options["resize"]
+    sides = [*options["size"], *(resize if isinstance(resize, tuple) else () if resize is None else (resize,))]
+    if not all(1 <= side <= MOST_PIXELS for side in sides):
+        raise ModelError(f"{name}: sizes must be 1 to {MOST_PIXELS:,} pixels, got {sides}")
+    if options["num_channels"] not in (1, 3):
+        raise ModelError(f"{name}: images have 1 or 3 channels, and image_mean has {options['num_channels']} numbers")
+    numbers = (*options["mean"], *options["std"], options["scale"])
+    lengths = {len(options["mean"]), len(options["std"])}
+    if not all(map(math.isfinite, numbers)) or 0 in options["std"] or not lengths <= {1, options["num_channels"]}:
+        raise ModelError(
+            f"{name}: image_mean, image_std and rescale_factor must be finite numbers, one for each channel"
+        )
+    if options["resample"] not in range(6):
+        raise ModelError(f"{name}: resample must be one of Pillow's numbers 0 to 5, got {options['resample']}")
+
+
+def _options(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     for key, off in UNSUPPORTED.items():
         if config.get(key) not in off:
             raise ModelError(f"{name}: {key} = {config[key]!r} is not supported; its images cannot be prepared")
