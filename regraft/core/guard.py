@@ -53,7 +53,7 @@ def found(run: Run, trouble: Trouble) -> Finding:
     else:
         rows = [_rows(run, key, made_of.batch) for key in not_finite(made_of.batch.items())]
         terms = not_finite(made_of.loss.terms.items())
-        where = [f"{listed(terms, 'term', 'terms')} of the loss not finite"] if terms else []
+        where = [f"{listed(terms, 'term of the loss', 'terms of the loss')} not finite"] if terms else []
         places = [*rows, *where, _layer(run, made_of)]
         advice = f"{'repair or drop these rows' if rows else ADVICE}, or let the technique Guard skip such steps"
     return Finding(f"{text} ({'; '.join(places)})" if places else text, advice)
