@@ -47,7 +47,8 @@ def planted() -> list[tuple[str, str]]:
     for text in (
         "https://me:{}@example.com/data.csv", "s3://key:{}@bucket/part", "postgres://user:{}@db:5432/x",
         "ftp://anonymous:{}@host/",
-        "redis://:{}@cache:6379/0", "https://{}@github.com/me/repo.git", "Authorization: Bearer {}", "'Authorization': 'Basic {}'",
+        "redis://:{}@cache:6379/0", "https://{}@github.com/me/repo.git",
+        "Authorization: Bearer {}", "'Authorization': 'Basic {}'",
         '{{"authorization": "token {}"}}', "curl -H 'authorization: {}'", "https://x.example/y?X-Amz-Signature={}&a=1",
         "https://x.example/y?access_token={}", "https://x.example/?api_key={}", "login(token='{}')", "login(password=\"{}\")",
         "HF_TOKEN={} regraft adapt",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from regraft.config.secrets import redact
 from regraft.data.bad_policy import bad_sample_facts
 from regraft.data.csv_cells import harmless
 from regraft.data.dataset import Dataset, Problem
@@ -131,7 +132,7 @@ def _cells(finding: Finding, place: int) -> list[object]:
     related = finding.related[place] if finding.related else {"split": "", "row": ""}
     suggested = finding.suggested[place] if finding.suggested else ""
     first = [finding.kind, finding.severity, finding.split or "", finding.file or "", row, finding.column or ""]
-    return [*first, related["split"], related["row"], suggested, finding.message]
+    return [*first, related["split"], related["row"], suggested, redact(finding.message)]
 
 
 def _texts(parts: tuple[Part, ...], dataset: Dataset) -> tuple[tuple[Part, ...], list[Finding], dict[str, Any]]:
