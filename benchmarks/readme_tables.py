@@ -277,6 +277,41 @@ def growth() -> str:
     return table(header, rows, numbers_from=1)
 
 
+def reliability() -> str:
+    """Kills while saving, resumes and flipped bits: regraft beside the Trainer of transformers and Lightning."""
+    found = (results("reliability") or {}).get("found")
+    if found is None:
+        return UNMEASURED
+    ways = {"regraft": "regraft", "hf": "HF Trainer", "lightning": "Lightning"}
+
+    def cells(test: str, key: str, of: str) -> list[str]:
+        measured = (found[test].get(way) for way in ways)
+        return ["–" if one is None else f"{one[key]} of {one[of]}" for one in measured]
+
+    rows = [
+        ["killed while saving: resumes by the same call", *cells("kills", "resumed", "kills")],
+        ["killed while saving: ends with the same bits", *cells("kills", "same_bits", "kills")],
+        ["stopped and resumed: ends with the same bits", *cells("resumes", "same_bits", "cases")],
+        ["a bit flipped: detected before it is used", *cells("flips", "detected", "flips")],
+        ["a bit flipped: goes on with other weights, silently", *cells("flips", "silently_other_weights", "flips")],
+        ["a bit flipped: ends with the right bits all the same", *cells("flips", "same_bits", "flips")],
+    ]
+    return table(["what happened", *ways.values()], rows, numbers_from=1)
+
+
+def faults() -> str:
+    """What the fault lab of regraft's own tests came to."""
+    found = results("faults")
+    if found is None:
+        return UNMEASURED
+    rows = []
+    for name, one in found.items():
+        total = next(value for key, value in one.items() if key in ("interrupted", "runs", "processes"))
+        equal = next(value for key, value in one.items() if key in ("equal", "ended by themselves with the same bits"))
+        rows.append([name, f"{total:,}", f"{equal:,}"])
+    return table(["fault", "runs", "ended with the same bits"], rows, numbers_from=1)
+
+
 def techniques() -> str:
     """Every technique of the catalogue with the first sentence of its docstring."""
     from regraft.config.catalogue import CATALOGUE, find
@@ -302,6 +337,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "growth": growth,
     "step_overhead": step_overhead,
     "peak_memory": peak_memory,
+    "reliability": reliability,
+    "faults": faults,
     "techniques": techniques,
 }
 
