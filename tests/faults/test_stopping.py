@@ -19,9 +19,11 @@ from regraft.core.checkpoint import find_newest
 from regraft.core.stopping import Interrupted
 from regraft.errors import RunError
 from regraft.phases import finish, train
+from regraft.phases.choose import race
 from regraft.phases.path import job_recipe, plan_job, resume_job, run_job
 from regraft.phases.progress import Silent
 from regraft.phases.train import resume_training, train_job
+from regraft.phases.training import StepCounter
 
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
@@ -76,6 +78,25 @@ def test_a_training_that_is_asked_to_stop_is_saved_at_that_step(tmp_path, whole,
     assert (found[0]["step"], damaged) == (step, [])
     resume_training(tmp_path / "run")
     assert same(tmp_path / "run", whole)
+
+
+class InAStep(StepCounter):
+    """Sends a signal while a step is under way: before any hook that could save it has acted."""
+
+    def on_step(self, run, loss) -> None:
+        if run.clock.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        super().on_step(run, loss)
+
+
+@pytest.mark.parametrize("job", ["train", "adapt"])
+def test_a_signal_within_a_step_waits_for_the_step_to_be_saved(tmp_path, planned, monkeypatch, job):
+    monkeypatch.setattr(train if job == "train" else race, "StepCounter", InAStep)
+    with pytest.raises(Interrupted):
+        train_job(recipe(), tmp_path / "run") if job == "train" else run_job(planned, tmp_path / "run")
+    found, _ = find_newest(tmp_path / "run" / "checkpoints")
+    assert found is not None
+    assert found[0]["step"] == 5
 
 
 def test_after_the_last_step_of_a_training_the_run_stops_before_its_next_phase(tmp_path, whole):

@@ -127,6 +127,8 @@ def test_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(shape, tea
     for phase in ("start", "train", "evaluate"):  # losses, validations and test scores
         notes = [json.loads((run / "phases" / f"{phase}.json").read_text()) for run in (killed, whole)]
         assert notes[0] == notes[1]
+    if shape == "two stages that patience ends":
+        assert json.loads((killed / "phases" / "train.json").read_text())["stopped"].keys() == {"earlier", "later"}
     assert (whole / "metrics.json").exists() == (shape not in ("gan", "maml"))
 
 
