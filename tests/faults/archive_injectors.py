@@ -115,7 +115,7 @@ ARCHIVES: dict[str, Callable[[Path], Path]] = {
     ),
     "zip duplicate": lambda d: patched(zipped(d / "x.zip", {"a.csv": GOOD, "b.csv": GOOD}), b"b.csv", b"a.csv"),
     "zip file as folder": lambda d: zipped(d / "x.zip", {"a": GOOD, "a/b.csv": GOOD}),
-    "zip bomb": lambda d: zipped(d / "x.zip", {"a.csv": bytes(60_000_000)}),
+    "zip bomb": lambda d: zipped(d / "x.zip", {"a.csv": bytes(30_000_000)}),
     "zip longer than said": lambda d: longer_than_said(d / "x.zip"),
     "zip overlap": lambda d: overlapping(d / "x.zip"),
     "zip many": lambda d: many_entries(d / "x.zip"),
@@ -143,10 +143,10 @@ ARCHIVES: dict[str, Callable[[Path], Path]] = {
     "tar duplicate": lambda d: tarred(d / "x.tar", [(member("a.csv"), GOOD), (member("a.csv"), GOOD)]),
     "tar cut": lambda d: write(d / "x.tar", tarred(d / "y.tar", [(member("a.csv"), GOOD)]).read_bytes()[:900]),
     "tar checksum": lambda d: flipped(tarred(d / "x.tar", [(member("a.csv"), GOOD)]), 3),
-    "tar.gz bomb": lambda d: tarred(d / "x.tar.gz", [(member("a.csv"), bytes(60_000_000))]),
-    "tgz of zeros": lambda d: write(d / "x.tgz", gzip.compress(bytes(60_000_000))),
+    "tar.gz bomb": lambda d: tarred(d / "x.tar.gz", [(member("a.csv"), bytes(30_000_000))]),
+    "tgz of zeros": lambda d: write(d / "x.tgz", gzip.compress(bytes(30_000_000))),
     "tgz header bomb": lambda d: write(
-        d / "x.tgz", gzip.compress(b"".join(member(f"d{k}", tarfile.DIRTYPE).tobuf() for k in range(40_000)))
+        d / "x.tgz", gzip.compress(b"".join(member(f"d{k}", tarfile.DIRTYPE).tobuf() for k in range(6_000)))
     ),
     "tgz cut": lambda d: write(d / "x.tgz", gzip.compress(GOOD * 20)[:200]),
     "tgz of nothing": lambda d: write(d / "x.tgz", b"\x1f\x8b" + b"rubbish" * 100),
@@ -224,7 +224,7 @@ def jpeg_of_scans(count: int) -> bytes:
 def png_text_bomb() -> bytes:
     """A PNG with a compressed comment of 80 MB."""
     raw = saved(Image.new("L", (8, 8)), "PNG")
-    content = b"zTXtcomment\0\0" + zlib.compress(bytes(80_000_000), 9)
+    content = b"zTXtcomment\0\0" + zlib.compress(bytes(80_000_000), 1)
     chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
     return raw[:33] + chunk + raw[33:]
 

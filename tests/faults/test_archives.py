@@ -147,6 +147,7 @@ def test_a_hostile_image_is_refused_at_once_wherever_an_image_is_opened(name: st
     assert str(caught.value).startswith("x.jpg: ")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
 def test_all_hostile_images_and_archives_together_are_refused_in_little_memory(tmp_path: Path):
     images = [make() for make in IMAGES.values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -9,13 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faults.archive_injectors import zipped
 from faults.bad_data import FORMATS, ROWS, csv_numbers, csv_targets, csv_text, delimited, image_folder, table_rows
 from typer.testing import CliRunner, Result
 
+from regraft.config.data import DataSpec
 from regraft.config.parse import dump_fields
 from regraft.config.recipe import RecipeSpec, dump_recipe, read_recipe
 from regraft.data import bad_images
 from regraft.data.bad_policy import bad_sample_facts, from_ranges, left_out_of, ranges
+from regraft.data.csv_cells import harmless
 from regraft.data.read import load
 from regraft.errors import DataError
 from regraft.phases.predict import load as load_predictor
@@ -150,7 +154,7 @@ def adapted(tmp_path_factory) -> tuple[Path, Path]:
     planted = csv_numbers(folder / "data")
     result = regraft(
         "adapt", planted.path, "--label", "kind", "--out", folder / "run", "--budget", "15s", "--quiet",
-        "--on-bad-sample", "skip",
+        "--strategy", "probe", "--on-bad-sample", "skip",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     return planted.path, folder / "run"
@@ -252,3 +256,78 @@ def test_images_are_judged_once_and_the_answer_is_kept(tmp_path, monkeypatch):
     first = load(planted.spec(on_bad_sample="skip"))
     monkeypatch.setattr(bad_images, "fault", lambda _: pytest.fail("an image was judged again"))
     assert left_out(load(planted.spec(on_bad_sample="skip"))) == left_out(first) == planted.bad
+
+
+# ---- CSV that is written
+
+FORMULAS = [
+    "=1+1",
+    "+1+cmd|' /C calc'!A0",
+    "-2+3",
+    "@SUM(A1)",
+    "\t=1",
+    '=HYPERLINK("http://x")',
+    "-1.5",
+    "+7e3",
+    "plain",
+]
+
+
+def test_labels_that_are_formulas_are_text_in_predictions_and_findings(tmp_path):
+    labels = {"a": "=cmd(A0)", "b": "-1"}
+    rows = [[a, b, f'"{labels["ab"[kind == "y"]]}"'] for a, b, _, kind in table_rows()[:200]]
+    file = delimited(tmp_path / "data.csv", ["width", "=height", "kind"], rows)
+    done = regraft(
+        "adapt", file, "--label", "kind", "--out", tmp_path / "run", "--budget", "10s", "--quiet", "--strategy", "probe"
+    )
+    assert done.exit_code == 0, done.stderr
+    lines = regraft("predict", tmp_path / "run", file).stdout.splitlines()
+    assert {line.rsplit(",", 1)[0] for line in lines[1:]} == {"'=cmd(A0)", "-1"}
+    assert load_predictor(tmp_path / "run").predict(file)[0].label in labels.values()
+    for line in (tmp_path / "run" / "findings.csv").read_text().splitlines():
+        for cell in next(csv.reader([line])):
+            assert harmless(cell) == cell
+
+
+def test_a_cleaned_copy_holds_the_cells_of_the_original_to_the_letter(tmp_path):
+    rows = [
+        [f'"{FORMULAS[k % 9].replace(chr(34), chr(34) * 2)} of the row {k} and more"', "ab"[k % 2]] for k in range(90)
+    ]
+    rows[40][0] = ""
+    file = delimited(tmp_path / "data.csv", ["text", "label"], rows)
+    spec = DataSpec(path=str(file), text="text", label="label", on_bad_sample="skip")
+    original = load(spec)
+    assert regraft(
+        "audit", file, "--text", "text", "--label", "label", "--fix", tmp_path / "clean", "--quiet"
+    ).exit_code in (0, 1)
+    copy = load(spec.replaced(path=str(tmp_path / "clean")))
+
+    def texts(data) -> list[str]:
+        return sorted(text for part in data.splits.values() for text in part.take("text").to_pylist())
+
+    assert set(texts(copy)) <= set(texts(original))
+    assert len(texts(copy)) == 89
+
+
+def test_the_whole_job_takes_an_archive(tmp_path):
+    rows = table_rows()[:200]
+    file = delimited(tmp_path / "points.csv", ["width", "height", "place", "kind"], rows)
+    archive = zipped(tmp_path / "points.zip", {"points/points.csv": file.read_bytes()})
+    outs = []
+    for name, data in (("plain", file), ("packed", archive)):
+        done = regraft(
+            "adapt",
+            data,
+            "--label",
+            "kind",
+            "--out",
+            tmp_path / name,
+            "--budget",
+            "10s",
+            "--quiet",
+            "--strategy",
+            "probe",
+        )
+        assert done.exit_code == 0, done.stderr
+        outs.append((tmp_path / name / "model" / "model.safetensors").read_bytes())
+    assert outs[0] == outs[1]
