@@ -19,7 +19,7 @@ def compile(recipe: Recipe, techniques: Sequence[Technique]) -> Recipe:
 
     Args:
         recipe: stages without techniques.
-        techniques: in any order; the listed order decides only between wrappers of the same place and slot.
+        techniques: in any order, which changes nothing; only those of one class are applied as they are listed.
 
     Returns:
         A recipe of plain objects: at run time nothing asks which technique is on.
@@ -40,14 +40,14 @@ def compile(recipe: Recipe, techniques: Sequence[Technique]) -> Recipe:
     return recipe
 
 
-def rank(technique: Technique) -> tuple[int, int]:
-    """Sorting key: model surgery first, then providers, then wrappers from the inside out; slot order within each."""
+def rank(technique: Technique) -> tuple[int, int, str]:
+    """Sorting key: model surgery first, then providers, then wrappers from the inside out; within each by slot, then by name."""
     slots = technique.provides | technique.wraps
     slot = min((SLOTS.index(slot) for slot in slots), default=len(SLOTS))
     if slot == 0 and technique.place != "outer":
-        return (-1, PLACES.index(technique.place))
+        return (-1, PLACES.index(technique.place), type(technique).__name__)
     place = "provider" if technique.provides else technique.place
-    return (PLACES.index(place), slot)
+    return (PLACES.index(place), slot, type(technique).__name__)
 
 
 def refuse_without_effect(techniques: Sequence[Technique]) -> None:

@@ -19,7 +19,7 @@ class Technique(Named):
     family: ClassVar[str] = "technique"
 
     provides: ClassVar[frozenset[str]] = frozenset()  # slots it fills itself; at most one technique per slot
-    wraps: ClassVar[frozenset[str]] = frozenset()  # slots it builds on; any number of techniques, in the listed order
+    wraps: ClassVar[frozenset[str]] = frozenset()  # slots it builds on; any number of techniques, by their names
     ignores: ClassVar[frozenset[str]] = frozenset()  # slots that have no effect once it is applied
     reads: ClassVar[frozenset[str]] = (
         frozenset()

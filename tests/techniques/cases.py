@@ -17,6 +17,7 @@ from regraft.techniques.peft.norm_only import NormOnly
 from regraft.techniques.regularise.mixup import MixUp
 from regraft.techniques.regularise.sam import SAM
 from regraft.techniques.regularise.weight_average import WeightAverage
+from regraft.techniques.regularise.weight_penalty import L1Penalty, L2Penalty, OrthogonalPenalty
 from regraft.techniques.reliability.guard import Guard
 from regraft.techniques.speed.activation_checkpointing import ActivationCheckpointing
 from regraft.techniques.speed.channels_last import ChannelsLast
@@ -61,11 +62,14 @@ ROWS = [
     Case(GAN(rounds=2), network=Players),
     Case(GRPO(group_size=4, kl_weight=0.1)),
     Case(Guard(on_trouble="roll_back", spike=3.0, every=2), neutral=Guard(on_trouble="stop"), effect=False),
+    Case(L1Penalty(weight=0.01), neutral=L1Penalty(weight=0)),
+    Case(L2Penalty(weight=0.01), neutral=L2Penalty(weight=0)),
     Case(LastK(blocks=1)),
     Case(LoRA(rank=2)),
     Case(MAML(ways=3, shots=2, queries=2, tasks=4)),
     Case(MixUp(alpha=0.4), neutral=MixUp(alpha=0)),
     Case(NormOnly()),
+    Case(OrthogonalPenalty(weight=0.01), neutral=OrthogonalPenalty(weight=0)),
     Case(Prefetch(batches=2), effect=False),
     Case(SAM(rho=0.1), neutral=SAM(rho=0)),
     Case(StagedThaw()),
