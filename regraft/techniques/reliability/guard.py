@@ -138,12 +138,12 @@ class Buffers:
         self.kept = [None] * len(self.places)
 
 
-def copied(run: Run, guard: Hook) -> State:
-    """Weights, buffers, optimizer state and what the other hooks hold, as copies."""
+def copied(run: Run, guard: Hook, *, hooks: bool) -> State:
+    """Weights, buffers, optimizer state and, if asked for, what the other hooks hold, as copies."""
     state = run_state(run)
-    hooks = [{} if hook is guard else saved for hook, saved in zip(run.hooks, state["hooks"], strict=True)]
+    kept = [saved if hooks and hook is not guard else {} for hook, saved in zip(run.hooks, state["hooks"], strict=True)]
     chosen = {key: state[key] for key in ("model", "stage_model", "objective", "updates")}
-    return cast(State, cloned(chosen | {"hooks": hooks}))
+    return cast(State, cloned(chosen | {"hooks": kept}))
 
 
 def put_back(run: Run, guard: Hook, state: State, *, hooks: bool) -> None:
@@ -196,17 +196,17 @@ class Guarding(Hook):
         modules = modules_of({"model": run.stage.model, "objective": run.stage.objective})
         self.buffers = Buffers([module for _, module in modules])
         if self.spec.on_trouble == "roll_back" and not self.good:
-            self.good, self.good_step = copied(run, self), run.clock.step
+            self.good, self.good_step = copied(run, self, hooks=True), run.clock.step
 
     def prepare(self, run: Run, *, several: bool) -> None:
         """Copy what a step that is not made would have changed: buffers, and all else where it makes several updates."""
         if self.spec.on_trouble == "skip":
             if several:
-                self.before = copied(run, self)
+                self.before = copied(run, self, hooks=False)
             elif self.buffers is not None:
                 self.buffers.keep()
         elif self.calm and run.clock.step % self.spec.every == 0:
-            self.good, self.good_step = copied(run, self), run.clock.step
+            self.good, self.good_step = copied(run, self, hooks=True), run.clock.step
 
     def answer(self, run: Run, trouble: Trouble, *, several: bool) -> Loss:
         """Undo the step; its loss, which is not a number.

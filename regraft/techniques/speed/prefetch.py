@@ -133,8 +133,8 @@ class Prefetch(Technique):
     """Prepares the next batches in a thread while the step runs: decoding, augmenting, padding, and the copy to a GPU.
 
     Order and content are those without it, bit for bit, and so is a resumed run. An error in the thread surfaces in the loop
-    at the batch it belongs to; the thread ends with the stage. Listed before a technique that runs a model on the batches
-    (`Distillation`), it leaves that model in the loop's thread.
+    at the batch it belongs to, and a thread that dies without one is noticed; the thread ends with the stage. Listed before a
+    technique that runs a model on the batches (`Distillation`), it leaves that model in the loop's thread.
 
     Use it when making a batch takes a noticeable part of a step and a processor core is idle meanwhile: beside a GPU, or with
     training on fewer threads than there are cores. Not when every core trains already, as on a CPU by default: there the
