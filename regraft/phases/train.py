@@ -24,6 +24,8 @@ from regraft.data.bad_policy import bad_sample_facts, with_left_out
 from regraft.data.encode import save_preprocessor
 from regraft.models.save import describe_model, save_model
 from regraft.phases.adapt import rescale_output
+from regraft.phases.advice.lint import advise, sentences
+from regraft.phases.advice.situation import situation
 from regraft.phases.build import Assembled, assemble
 from regraft.phases.choose.features import model_outputs
 from regraft.phases.entries import Entry
@@ -153,12 +155,13 @@ def start_phase(job: Job, made: Made) -> dict[str, Any]:
     done = job.run.done("start")
     if done is not None:
         return done
+    said = [*made.assembled.sentences, *sentences(advise(situation(made.assembled)))]
     with job.phase("start", "the model before training"):
-        for sentence in made.assembled.sentences:
+        for sentence in said:
             job.reporter.say(sentence)
         outputs = _save_outputs(job, made, "start") if made.supervised() else []
         start = measured(made.judges(), made.model)
-    return job.run.finish("start", {"test": start, "sentences": list(made.assembled.sentences)}, files=outputs)
+    return job.run.finish("start", {"test": start, "sentences": said}, files=outputs)
 
 
 def train_phase(job: Job, made: Made) -> dict[str, Any]:
@@ -366,7 +369,7 @@ def _extra(job: Job, made: Made) -> dict[str, Any]:
     return {
         "candidates": [candidate],
         "winner": candidate["name"],
-        "reasons": [*made.assembled.sentences, *notes["notes"]],
+        "reasons": [*(job.run.done("start") or {})["sentences"], *notes["notes"]],
         "size": {key: about.get(key) for key in ("parameters", "trainable", "bytes")},
         "data": rows
         | {"used": used, "seen_share": used["train"] / max(1, rows["train"])}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from regraft.config.recipe import RecipeSpec
 from regraft.phases.advice import batches, freezing, rates
 from regraft.phases.advice.situation import Finding, Rule, Situation, situation
@@ -25,6 +27,6 @@ def lint(spec: RecipeSpec) -> list[Finding]:
     return advise(situation(assemble(spec)))
 
 
-def sentence(finding: Finding) -> str:
-    """One finding in a line: `warning: RATE1 ...: reason; fix (source)`."""
-    return f"{finding.severity}: {finding.code}, {finding.where}: {finding.reason}; {finding.fix} ({finding.source})"
+def sentences(findings: Sequence[Finding]) -> list[str]:
+    """Each finding in a line: `warning: RATE1, techniques: reason; fix (source)`."""
+    return [f"{f.severity}: {f.code}, {f.where}: {f.reason}; {f.fix} ({f.source})" for f in findings]

@@ -104,3 +104,11 @@ def test_every_finding_says_where_why_who_and_what_instead():
         assert all((finding.where, finding.reason, finding.source, finding.fix))
     severities = [finding.severity for finding in found]
     assert severities == sorted(severities, key=lambda each: each != "warning")
+
+
+def test_a_run_says_its_advice_and_keeps_it_in_the_report(tmp_path):
+    from regraft.phases.train import train_job
+
+    text = "data: {main: {path: wine}}\nmodels: {main: {network: MLP}}\ntrain: {batch_size: 8}\nstages: [{name: a, steps: 5}]"
+    run = train_job(parse_recipe(text), tmp_path / "run")
+    assert any("BATCH1" in reason for reason in run.read_json("metrics.json")["reasons"])
