@@ -142,8 +142,7 @@ def adapt(
         modality: text, image or table.
         encoding: of text files.
         delimiter: of CSV files.
-        valid: share cut off for validation where none is given.
-        test: share cut off for the final test where none is given.
+        valid, test: shares cut off for validation and for the final test where none is given.
         limit: training rows used, at most.
         on_bad_sample: "fail" stops at the first bad row or image, "skip" leaves such rows out and counts them.
         image_size: side in pixels that a module of your own takes.
@@ -153,9 +152,8 @@ def adapt(
     """
     source = _data(
         data, text=text, label=label, image=image, features=features, group=group, time=time, task=task, modality=modality,
-        encoding=encoding, delimiter=delimiter, valid=valid, test=test, limit=limit, on_bad_sample=on_bad_sample,
-    )  # fmt: skip
-    overrides = [*set, *(["ignore_audit_errors=true"] if ignore_errors else [])]
+        encoding=encoding, delimiter=delimiter, valid=valid, test=test, limit=limit, on_bad_sample=on_bad_sample)  # fmt: skip
+    overrides = [*set, *["ignore_audit_errors=true"] * ignore_errors]
     spec = _recipe(source, model, image_size, overrides, {"seed": seed, "budget": budget, "strategy": strategy})
     return _run(spec, Path(out), _reporter(progress), model if isinstance(model, nn.Module) else None)
 
