@@ -36,10 +36,10 @@ def hostile(tmp_path, monkeypatch):
     return CASES
 
 
-def peak() -> float:
-    """Highest resident memory in MB since the last reset."""
+def memory(name: str = "VmHWM") -> float:
+    """A memory of this process in MB: the highest resident one since the last reset, or another of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def watched(cases, folder: Path, out: Path) -> None:
@@ -63,9 +63,10 @@ def watched(cases, folder: Path, out: Path) -> None:
         here = folder / str(number)
         here.mkdir(parents=True)
         open_it = build(here)
+        out.write_text(name)  # told where the process dies in it
         noted.clear()
         Path("/proc/self/clear_refs").write_text("5")
-        before, began = peak(), time.process_time()
+        before, began = memory(), time.process_time()
         on[0] = True
         try:
             open_it()
@@ -76,7 +77,7 @@ def watched(cases, folder: Path, out: Path) -> None:
             ended = traceback.format_exc()[-1500:]
         on[0] = False
         seconds = time.process_time() - began
-        results.append([name, ended, list(noted), seconds, peak() - before])
+        results.append([name, ended, list(noted), seconds, memory() - before])
     out.write_text(json.dumps(results))
 
 
@@ -100,7 +101,8 @@ def opened_in_a_fork(cases, tmp_path: Path) -> list[list]:
     if child == 0:
         code = 1
         try:
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            room = int(memory("VmSize") + 2048) * 2**20  # a bomb that goes off takes this process only
+            resource.setrlimit(resource.RLIMIT_AS, (room, room))
             watched(cases, tmp_path / "cases", out)
             code = 0
         except BaseException:
@@ -108,7 +110,7 @@ def opened_in_a_fork(cases, tmp_path: Path) -> list[list]:
         finally:
             os._exit(code)
     _, status = os.waitpid(child, 0)
-    assert status == 0
+    assert status == 0, f"the process died in {out.read_text()[:200]!r}"
     return json.loads(out.read_text())
 
 
