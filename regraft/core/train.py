@@ -24,23 +24,20 @@ from itertools import islice
 
 import torch
 
-from regraft.core.descent import descents
-from regraft.core.finite import Trouble, refuse_bad_weights
-from regraft.core.guard import explained
-from regraft.core.micro_batch import Attendant, out_of_memory, why_whole
+from regraft.core.attend import attend, make_step
+from regraft.core.finite import refuse_bad_weights
 from regraft.core.modes import train_mode
 from regraft.core.protocols import Hook, State
 from regraft.core.run import Log, Record, Run
 from regraft.core.seeding import seed_default
 from regraft.core.stage import Recipe
 from regraft.core.state import load_run
-from regraft.core.values import Batch, Clock, Loss
-from regraft.errors import RunError
+from regraft.core.values import Clock
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a recipe's run came to: every logged record, and how each stage ended."""
+    """What a recipe's run came to in this process: every logged record, and how each stage ended."""
 
     history: tuple[Record, ...]
     steps: Mapping[str, int]  # stage -> steps made
@@ -118,14 +115,7 @@ def start(
         if previous is not None and name in previous.step.updates:
             update.adopt(previous.step.updates[name])
     run = Run(recipe, index, step, Clock(0, stage.steps), seed, (*stage.hooks, *hooks), log_every, log)
-    attendant = Attendant(
-        where=lambda: f"stage {stage.name!r}, step {run.clock.step + 1:,}",
-        whole=lambda: why_whole(stage),
-        note=lambda sentence: run.note(sentence, step=run.clock.step + 1),
-        remind=run.notes.append,
-    )
-    for descent in descents(step):
-        descent.attendant = attendant
+    attend(run)
     return run
 
 
@@ -155,26 +145,6 @@ def advance(run: Run, steps: int | None = None) -> Run:
         for hook in run.hooks:
             hook.on_end(run)
     return run
-
-
-def make_step(run: Run, batch: Batch) -> Loss:
-    """One step of the run on a batch; its loss.
-
-    Raises:
-        RunError: numbers are not finite, with the place they come from and before a parameter is changed; or the optimizer found
-            no memory for its state.
-    """
-    try:
-        return run.step(batch, run.clock)
-    except Trouble as trouble:
-        raise RunError(explained(run, trouble)) from None
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise RunError(
-            f"stage {run.stage.name!r}: memory does not suffice for step {run.clock.step + 1:,} beside its gradients; "
-            "train fewer weights (LoRA, LastK), or use an optimizer with less state (SGD)"
-        ) from error
 
 
 def _devices() -> list[int]:

@@ -1,0 +1,44 @@
+"""What a run does for its steps: it cuts batches where memory runs out, and says why a step must not be made."""
+
+from __future__ import annotations
+
+from regraft.core.descent import descents
+from regraft.core.finite import Trouble
+from regraft.core.guard import explained
+from regraft.core.micro_batch import Attendant, out_of_memory, why_whole
+from regraft.core.run import Run
+from regraft.core.values import Batch, Loss
+from regraft.errors import RunError
+
+
+def attend(run: Run) -> None:
+    """Let every update of the run's step ask and tell the run when memory runs out."""
+    stage = run.stage
+    attendant = Attendant(
+        where=lambda: f"stage {stage.name!r}, step {run.clock.step + 1:,}",
+        whole=lambda: why_whole(stage),
+        note=lambda sentence: run.note(sentence, step=run.clock.step + 1),
+        remind=run.notes.append,
+    )
+    for descent in descents(run.step):
+        descent.attendant = attendant
+
+
+def make_step(run: Run, batch: Batch) -> Loss:
+    """One step of the run on a batch; its loss.
+
+    Raises:
+        RunError: numbers are not finite, with the place they come from and before a parameter is changed; or the optimizer found
+            no memory for its state.
+    """
+    try:
+        return run.step(batch, run.clock)
+    except Trouble as trouble:
+        raise RunError(explained(run, trouble)) from None
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise RunError(
+            f"stage {run.stage.name!r}: memory does not suffice for step {run.clock.step + 1:,} beside its gradients; "
+            "train fewer weights (LoRA, LastK), or use an optimizer with less state (SGD)"
+        ) from error
