@@ -142,7 +142,8 @@ def adapt(
         modality: text, image or table.
         encoding: of text files.
         delimiter: of CSV files.
-        valid, test: shares cut off for validation and for the final test where none is given.
+        valid: share cut off for validation where none is given.
+        test: share cut off for the final test where none is given.
         limit: training rows used, at most.
         on_bad_sample: "fail" stops at the first bad row or image, "skip" leaves such rows out and counts them.
         image_size: side in pixels that a module of your own takes.
@@ -153,9 +154,8 @@ def adapt(
     source = _data(
         data, text=text, label=label, image=image, features=features, group=group, time=time, task=task, modality=modality,
         encoding=encoding, delimiter=delimiter, valid=valid, test=test, limit=limit, on_bad_sample=on_bad_sample)  # fmt: skip
-    overrides = [*set, *["ignore_audit_errors=true"] * ignore_errors]
-    spec = _recipe(source, model, image_size, overrides, {"seed": seed, "budget": budget, "strategy": strategy})
-    return _run(spec, Path(out), _reporter(progress), model if isinstance(model, nn.Module) else None)
+    plans = {"seed": seed, "budget": budget, "strategy": strategy}
+    return _run(_recipe(source, model, image_size, [*set], plans, ignore_errors), Path(out), _reporter(progress), model)
 
 
 def _recipe(
@@ -164,8 +164,10 @@ def _recipe(
     image_size: int | None,
     overrides: list[str],
     plans: dict[str, Any],
+    ignore_errors: bool,
 ) -> RecipeSpec:
     """The recipe that was asked for, before anything was measured; that of a file is changed by `overrides` alone."""
+    overrides = [*overrides, *(["ignore_audit_errors=true"] if ignore_errors else [])]
     if not isinstance(source, Path):
         return job_recipe(source, _model(model, image_size=image_size), overrides=overrides, **plans)
     named = None if isinstance(model, nn.Module) else model
@@ -175,8 +177,9 @@ def _recipe(
     return read_recipe(require_recipe(source), overrides)
 
 
-def _run(spec: RecipeSpec, out: Path, reporter: Reporter, module: nn.Module | None) -> FinishedRun:
-    """Everything after the recipe."""
+def _run(spec: RecipeSpec, out: Path, reporter: Reporter, model: Any) -> FinishedRun:
+    """Everything after the recipe; the module is `model` where it is one."""
+    module = model if isinstance(model, nn.Module) else None
     require_new(out)
     try:
         dataset = open_data(spec, reporter, module=module)
