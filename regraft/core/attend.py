@@ -11,8 +11,8 @@ from regraft.core.values import Batch, Loss
 from regraft.errors import RunError
 
 
-def attend(run: Run) -> None:
-    """Let every update of the run's step ask and tell the run when memory runs out."""
+def attend(run: Run) -> Run:
+    """The run, which every update of its step asks and tells from here on when memory runs out."""
     stage = run.stage
     attendant = Attendant(
         where=lambda: f"stage {stage.name!r}, step {run.clock.step + 1:,}",
@@ -22,6 +22,7 @@ def attend(run: Run) -> None:
     )
     for descent in descents(run.step):
         descent.attendant = attendant
+    return run
 
 
 def make_step(run: Run, batch: Batch) -> Loss:

@@ -64,7 +64,9 @@ def load_run(run: Run, state: State) -> None:
         hook.load_state_dict(saved)
     run.clock = replace(run.clock, step=state["step"])
     run.pending.clear()
-    run.history = [record for record in run.history if record["stage"] != stage.name or int(record["step"]) <= state["step"]]
+    run.history = [
+        record for record in run.history if record["stage"] != stage.name or int(record["step"]) <= state["step"]
+    ]
     run.stopped = state["stopped"]
     if run.log is not None:
         run.log.rewind(run.index, run.clock.step)

@@ -114,21 +114,18 @@ def start(
     for name, update in step.updates.items():
         if previous is not None and name in previous.step.updates:
             update.adopt(previous.step.updates[name])
-    run = Run(recipe, index, step, Clock(0, stage.steps), seed, (*stage.hooks, *hooks), log_every, log)
-    attend(run)
-    return run
+    return attend(Run(recipe, index, step, Clock(0, stage.steps), seed, (*stage.hooks, *hooks), log_every, log))
 
 
 def advance(run: Run, steps: int | None = None) -> Run:
     """Run the stage to its end, or for `steps` steps."""
-    stage, remaining = run.stage, run.clock.total - run.clock.step
-    if steps is not None:
-        remaining = min(remaining, steps)
+    stage, left = run.stage, run.clock.total - run.clock.step
+    wanted = left if steps is None else min(left, steps)
     for hook in run.hooks:
         hook.on_start(run)
     train_mode(stage.model)
     trains = stage.model.training  # not where the whole model is steady
-    for batch in islice(stage.source.batches(stage.model, run.clock.step), remaining):
+    for batch in islice(stage.source.batches(stage.model, run.clock.step), wanted):
         if stage.model.training != trains:  # a hook or a source has evaluated it
             train_mode(stage.model)
         seed_default(run.seed, run.index, run.clock.step)
