@@ -37,7 +37,9 @@ def tar_members(archive: Path, budget: Budget) -> Iterator[tuple[Member, Iterato
                 if size > LONGEST_HEADER or headers > MOST_HEADERS:
                     raise BadArchive(f"{archive} has a header of {size:,} bytes; pack it again")
                 body = stream.padded(size)
-                found = {"path": body.rstrip(b"\0")} if kind == b"L" else _pax(body, archive) if kind == b"x" else {}
+                found = (
+                    {"path": body.rstrip(b"\0")} if kind == b"L" else pax_records(body, archive) if kind == b"x" else {}
+                )
                 names |= found
                 continue
             member = _member(block, size, names, archive, budget)
@@ -90,15 +92,15 @@ def _number(field: bytes, archive: Path) -> int:
     return int(digits or b"0", 8)
 
 
-def _pax(body: bytes, archive: Path) -> dict[str, bytes]:
+def pax_records(body: bytes, archive: Path) -> dict[str, bytes]:
     """The records of a pax header that matter here: path and linkpath; one that sets the size is refused."""
     found: dict[str, bytes] = {}
     at = 0
     while at < len(body):
         space = body.find(b" ", at, at + 8)
-        digits = body[at:space] if space > 0 else b""
+        digits = body[at:space] if space > at else b""
         length = int(digits) if digits.isdigit() else 0
-        if length <= space - at + 1 or at + length > len(body):
+        if not digits or length <= len(digits) + 1 or at + length > len(body):
             raise _damaged(archive, "a pax header is not written as it must be")
         key, _, value = body[space + 1 : at + length].rstrip(b"\n").partition(b"=")
         if key == b"size" or key.startswith(b"GNU.sparse"):

@@ -34,7 +34,7 @@ from regraft.data.image_config import image_options
 from regraft.data.safe_image import frames_of
 from regraft.data.sniff import sniff
 from regraft.data.stored import Again, Log, Types
-from regraft.data.tar_files import tar_members
+from regraft.data.tar_files import pax_records, tar_members
 from regraft.data.zip_files import zip_members
 from regraft.errors import RegraftError
 
@@ -212,6 +212,14 @@ def test_a_parser_answers_a_million_mutated_inputs(tmp_path: Path, name: str):
 def test_a_parser_takes_what_it_is_meant_for(tmp_path: Path, name: str):
     for seed in PARSERS[name].seeds:
         PARSERS[name].parse(seed, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "body", [b"no length", b" path=x", b"0 path=x\n", b"5", b"99 path=x\n", b"x path=y\n", b"-9 a=b\n"]
+)
+def test_a_pax_header_that_leads_nowhere_ends_in_an_error(body: bytes):
+    with pytest.raises(RegraftError, match="a pax header is not written as it must be"):
+        pax_records(body, Path("x.tar"))
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
