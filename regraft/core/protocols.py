@@ -20,7 +20,10 @@ State = dict[str, Any]  # nested dicts and lists of tensors and JSON values: wha
 
 
 class Objective(Protocol):
-    """What is wanted. An `nn.Module` where it has weights or memory of its own, else a plain function."""
+    """What is wanted. An `nn.Module` where it has weights or memory of its own, else a plain function.
+
+    One whose value on a batch is not the mean of its values on slices of it says so by an attribute `splittable = False`.
+    """
 
     def __call__(self, model: nn.Module, batch: Batch, clock: Clock, /) -> Loss:
         """The loss of `model` on `batch` at `clock`, with its gradient."""

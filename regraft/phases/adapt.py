@@ -151,7 +151,7 @@ def adapt_phase(job: Job) -> dict[str, Any]:
         if race["winner"]:
             runner, result = _to_its_end(job, race, meter)
             model, outputs, result, said = _with_refitted_head(job, runner, result)
-            sentences += said
+            sentences += [*EventLog(job.run.path / EVENTS, candidate=race["winner"]).notes(), *said]
             baseline = torch.from_numpy(np.load(job.run.path / "phases" / "probe_chosen_valid.npy"))
             kept = clearly_better(outputs, baseline, job.materials.targets("valid"), task=job.materials.task)
             runner.status = "won" if kept else "stopped"

@@ -34,8 +34,14 @@ STATE_FORMAT = "regraft.phase/1"
 
 def _hardly_begun(folder: Path) -> bool:
     """Is the folder empty, or does it hold what a run leaves that was killed before its recipe was written, and no more?"""
-    left = {each.name for each in folder.iterdir() if each not in (partial_of(folder / RECIPE), partial_of(folder / MANIFEST))}
-    if MANIFEST in left and '"regraft.manifest/' not in (folder / MANIFEST).read_text(encoding="utf-8", errors="replace"):
+    left = {
+        each.name
+        for each in folder.iterdir()
+        if each not in (partial_of(folder / RECIPE), partial_of(folder / MANIFEST))
+    }
+    if MANIFEST in left and '"regraft.manifest/' not in (folder / MANIFEST).read_text(
+        encoding="utf-8", errors="replace"
+    ):
         return False
     empty = not (folder / PHASES).is_dir() or not any((folder / PHASES).iterdir())
     return left <= {LOCK, MANIFEST, PHASES} and empty
@@ -232,6 +238,14 @@ class EventLog:
                 file.write(redact(lines))
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written ({error.strerror}); make room there and resume") from error
+
+    def notes(self) -> list[str]:
+        """The sentences that hooks of this candidate's run have written, each once, also those from before a resume."""
+        if not self.path.exists():
+            return []
+        records = (plain_json(line) for line in self.path.read_bytes().split(b"\n")[:-1] if b'"note"' in line)
+        said = [str(r["note"]) for r in records if r.get("candidate") == self.candidate and "note" in r]
+        return list(dict.fromkeys(said))
 
     def rewind(self, stage: int, step: int, /) -> None:
         """Drop this candidate's lines of later steps; `stage` is the index of the stage the step belongs to.

@@ -231,3 +231,13 @@ def test_a_lock_nobody_has_written_to_yet_names_nobody(run):
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(RunError, match="another process is working on this run"), working(run, Silent()):
             pass
+
+
+def test_what_hooks_noted_is_read_back_once_and_for_its_candidate_alone(tmp_path):
+    logs = {name: EventLog(tmp_path / "events.jsonl", candidate=name) for name in ("full", "lora")}
+    assert logs["full"].notes() == []
+    logs["full"].write([{"stage": "a", "step": 1, "loss": 0.5}, {"stage": "a", "step": 2, "note": "batches are cut"}])
+    logs["lora"].write([{"stage": "a", "step": 2, "note": "a step was skipped"}])
+    logs["full"].write([{"stage": "b", "step": 1, "note": "batches are cut"}])
+    assert logs["full"].notes() == ["batches are cut"]
+    assert logs["lora"].notes() == ["a step was skipped"]
