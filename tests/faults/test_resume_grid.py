@@ -122,7 +122,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
             train_job(GRID[name](2), tmp_path_factory.mktemp("warm") / "run")
 
 
-SAMPLE = [(recipe, list(WHERE)[number % len(WHERE)]) for number, recipe in enumerate(list(GRID)[::8])]
+SAMPLE = [(recipe, list(WHERE)[number % len(WHERE)]) for number, recipe in enumerate(list(GRID)[::9])]
 
 
 @pytest.mark.parametrize(("recipe", "where"), [case for case in SAMPLE if case in CASES])
