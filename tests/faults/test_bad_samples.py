@@ -237,6 +237,16 @@ def test_predictions_keep_the_place_of_bad_rows_and_say_why(adapted, tmp_path):
     assert json.loads(as_json[1])["label"] in ("x", "y")
 
 
+def test_an_evaluation_counts_what_it_leaves_out(adapted):
+    data, run = adapted
+    assert regraft("evaluate", run, data).stderr.startswith("regraft: row 9 of data.csv (line 11) holds '1.2.3'")
+    done = regraft("evaluate", run, data, "--on-bad-sample", "skip", "--json")
+    assert done.exit_code == 0, done.stderr
+    scored = json.loads(done.stdout)
+    assert scored["rows"] == ROWS - 3  # a row without a label is no bad input
+    assert scored["bad_samples"]["counts"] == {"test": {"not-a-number": 1, "not-finite": 2}}
+
+
 def test_rows_in_memory_keep_their_place_too(adapted):
     predictor = load_predictor(adapted[1])
     rows = [dict(zip(("width", "height", "place"), row, strict=False)) for row in table_rows()[:5]]
