@@ -14,6 +14,11 @@ from importlib.metadata import entry_points
 from regraft.config.spec import Named
 from regraft.errors import ConfigError, suggest
 
+
+def _all(module: str, *names: str) -> dict[str, str]:
+    return dict.fromkeys(names, module)
+
+
 CATALOGUE: dict[str, dict[str, str]] = {  # family -> class name -> module
     "technique": {
         "ActivationCheckpointing": "regraft.techniques.speed.activation_checkpointing",
@@ -27,6 +32,7 @@ CATALOGUE: dict[str, dict[str, str]] = {  # family -> class name -> module
         "Distillation": "regraft.techniques.distil.distillation",
         "EWC": "regraft.techniques.continual.ewc",
         "GAN": "regraft.techniques.generative.gan",
+        "GSAM": "regraft.techniques.regularise.gsam",
         "GRPO": "regraft.techniques.alignment.grpo",
         "Guard": "regraft.techniques.reliability.guard",
         "L1Penalty": "regraft.techniques.regularise.weight_penalty",
@@ -42,18 +48,24 @@ CATALOGUE: dict[str, dict[str, str]] = {  # family -> class name -> module
         "StagedThaw": "regraft.techniques.transfer.staged_thaw",
         "WeightAverage": "regraft.techniques.regularise.weight_average",
     },
-    "optimizer": dict.fromkeys(
-        ("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "RMSprop", "SGD"), "regraft.optim.optimizers"
-    )
-    | dict.fromkeys(("Lion", "SOAP", "Shampoo"), "regraft.optim.other_optimizers"),
-    "loss": dict.fromkeys(("CrossEntropy", "Dice", "Focal", "IoU"), "regraft.losses.classification")
-    | dict.fromkeys(("Huber", "ListwiseRank", "MAE", "MSE", "PairwiseRank"), "regraft.losses.numbers"),
-    "schedule": dict.fromkeys(
-        ("Constant", "Cosine", "Exponential", "Linear", "Polynomial", "Power", "StepDecay"), "regraft.optim.schedules"
-    )
-    | dict.fromkeys(("Cyclic", "OneCycle", "Sequence", "WarmRestarts"), "regraft.optim.cycles"),
-    "network": dict.fromkeys(("ConvNet", "GenerativePair", "MLP"), "regraft.models.networks")
-    | {"WideDeep": "regraft.models.wide_deep"},
+    "loss": {
+        **_all("regraft.losses.classification", "CrossEntropy", "Dice", "Focal", "IoU"),
+        **_all("regraft.losses.numbers", "Huber", "ListwiseRank", "MAE", "MSE", "PairwiseRank"),
+    },
+    "optimizer": {
+        **_all("regraft.optim.optimizers", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "RMSprop", "SGD"),
+        **_all("regraft.optim.other_optimizers", "Lion", "SOAP", "Shampoo"),
+    },
+    "schedule": {
+        **_all(
+            "regraft.optim.schedules", "Constant", "Cosine", "Exponential", "Linear", "Polynomial", "Power", "StepDecay"
+        ),
+        **_all("regraft.optim.cycles", "Cyclic", "OneCycle", "Sequence", "WarmRestarts"),
+    },
+    "network": {
+        **_all("regraft.models.networks", "ConvNet", "GenerativePair", "MLP"),
+        **_all("regraft.models.wide_deep", "WideDeep"),
+    },
 }
 
 

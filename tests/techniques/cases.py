@@ -14,6 +14,7 @@ from regraft.techniques.meta.maml import MAML
 from regraft.techniques.peft.adapter import Adapter
 from regraft.techniques.peft.lora import LoRA
 from regraft.techniques.peft.norm_only import NormOnly
+from regraft.techniques.regularise.gsam import GSAM
 from regraft.techniques.regularise.mixup import MixUp
 from regraft.techniques.regularise.sam import SAM
 from regraft.techniques.regularise.weight_average import WeightAverage
@@ -61,6 +62,7 @@ ROWS = [
     Case(EWC(weight=50.0, samples=16), neutral=EWC(weight=0)),
     Case(GAN(rounds=2), network=Players),
     Case(GRPO(group_size=4, kl_weight=0.1)),
+    Case(GSAM(rho=0.1, alpha=0.5), neutral=GSAM(rho=0)),
     Case(Guard(on_trouble="roll_back", spike=3.0, every=2), neutral=Guard(on_trouble="stop"), effect=False),
     Case(L1Penalty(weight=0.01), neutral=L1Penalty(weight=0)),
     Case(L2Penalty(weight=0.01), neutral=L2Penalty(weight=0)),

@@ -11,7 +11,8 @@ from toy import blobs, mlp, recipe, sgd, stage, weights
 
 from regraft.core import compile, fit
 from regraft.losses.supervised import cross_entropy
-from regraft.techniques.regularise.sam import SAM, ascent
+from regraft.optim.ascent import ascent
+from regraft.techniques.regularise.sam import SAM
 
 
 def prepared(technique):
