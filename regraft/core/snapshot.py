@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
+from regraft.config.plain_json import plain_json
 from regraft.core.files import discard, partial_of, replaced_of, sha256, sync_folder, write_synced
 from regraft.core.protocols import State
 from regraft.errors import RunError
@@ -27,6 +28,7 @@ from regraft.errors import RunError
 FORMAT = "regraft.checkpoint/2"
 TENSORS, VALUES, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 MANIFEST_BYTES = 400  # of the manifest, up to the length of a name
+LONGEST_MANIFEST = 2**16  # bytes of one that are read
 _TENSOR = "__tensor__"
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -185,9 +187,9 @@ def load(folder: Path) -> State:
     manifest = read_manifest(folder)
     try:
         for name, expected in manifest["sha256"].items():
-            if sha256(folder / name) != expected:
+            if sha256(_plain_file(folder / name)) != expected:
                 raise RunError(f"{folder / name}: damaged since it was written (its sha256 differs from the manifest)")
-        values, tensors = json.loads((folder / VALUES).read_text()), load_file(folder / TENSORS)
+        values, tensors = plain_json((folder / VALUES).read_bytes(), finite=False), load_file(folder / TENSORS)
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"{folder}: not a sound checkpoint ({type(error).__name__}: {error})") from error
     return cast(State, _with_tensors(values, tensors))
@@ -201,8 +203,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     file = folder / MANIFEST
     try:
-        raw = file.read_bytes()
-        found = cast(dict[str, Any], json.loads(raw))
+        with _plain_file(file).open("rb") as stream:
+            raw = stream.read(LONGEST_MANIFEST)
+        found = cast(dict[str, Any], plain_json(raw))
         plain = {key: value for key, value in found.items() if key != "seal"}
         sound = raw == _sealed(plain) and plain["format"] == FORMAT and plain["sha256"].keys() == {TENSORS, VALUES}
         name = plain["name"]
@@ -213,6 +216,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if name != folder.name:
         raise RunError(f"{folder}: not a sound checkpoint (its {file.name} is that of {name})")
     return plain
+
+
+def _plain_file(path: Path) -> Path:
+    """The path of a regular file: a device or a pipe behind its name might never end."""
+    if not path.is_file():
+        raise OSError(f"{path.name} is missing, or no regular file")
+    return path
 
 
 # ---- nested state <-> JSON and flat tensors

@@ -51,7 +51,7 @@ class DelimitedReader:
             except pa.ArrowInvalid as error:
                 if "straddling" not in str(error) or self.block >= LARGEST_BLOCK:
                     raise DataError(_unparsable(path, dialect, error)) from error
-                self.block *= 8
+                self.block = min(8 * self.block, LARGEST_BLOCK)
                 raise Again from error
             except UnicodeDecodeError as error:
                 message = f"{path} is not {dialect.encoding} ({error.reason}); give its encoding with --set data.encoding=NAME"

@@ -224,7 +224,7 @@ def test_an_override_of_an_unknown_field_is_refused_like_one_in_the_file():
 def test_a_yaml_tag_is_refused_and_nothing_runs(text, tmp_path):
     marker = tmp_path / "ran"
     with pytest.raises(
-        ConfigError, match="recipe.yaml: line 1: .* is a tag, and only plain values are read; remove it"
+        ConfigError, match=r"recipe\.yaml: line 1: .* is a tag, and only plain values are read; remove it"
     ):
         load_yaml(text.replace("HERE", str(marker)), "recipe.yaml")
     assert not marker.exists()

@@ -458,3 +458,25 @@ def test_no_state_of_a_random_generator_is_saved(tmp_path):
 def test_a_source_says_what_its_batches_are():
     with pytest.raises(NotImplementedError, match="Source does not say"):
         Source().batches(mlp())
+
+
+@pytest.mark.parametrize("hostile", ["nested", "endless", "huge"])
+def test_a_hostile_manifest_is_an_error_at_once(tmp_path, hostile):
+    save(tmp_path / "step-1", {"x": torch.zeros(3)})
+    manifest = tmp_path / "step-1" / "manifest.json"
+    if hostile == "endless":
+        manifest.unlink()
+        manifest.symlink_to("/dev/zero")
+    else:
+        manifest.write_bytes(b"[" * 100_000 if hostile == "nested" else b"1" * 50_000_000)
+    with pytest.raises(RunError, match="not a sound checkpoint"):
+        load(tmp_path / "step-1")
+
+
+def test_an_endless_file_behind_a_name_is_not_hashed(tmp_path):
+    save(tmp_path / "step-1", {"x": torch.zeros(3)})
+    tensors = tmp_path / "step-1" / "state.safetensors"
+    tensors.unlink()
+    tensors.symlink_to("/dev/zero")
+    with pytest.raises(RunError, match="no regular file"):
+        load(tmp_path / "step-1")
