@@ -23,7 +23,7 @@ class LeftOut(Spec):
     """Bad rows as they were found when a run began: a resumed run leaves out these and no others. Written by regraft."""
 
     files: str  # sha256 over the names and contents of the files in which they were found
-    rows: dict[str, dict[str, str]] = {}  # split -> kind -> rows, such as "3,17,90-92"
+    rows: dict[str, dict[str, str]] = Field(default_factory=dict)  # split -> kind -> rows, such as "3,17,90-92"
     first: tuple[str, ...] = ()  # what was wrong with the first of them, for the report
 
 
