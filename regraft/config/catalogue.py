@@ -22,6 +22,7 @@ def _all(module: str, *names: str) -> dict[str, str]:
 CATALOGUE: dict[str, dict[str, str]] = {  # family -> class name -> module
     "technique": {
         "ActivationCheckpointing": "regraft.techniques.speed.activation_checkpointing",
+        "AdamToSGD": "regraft.techniques.control.adam_to_sgd",
         "AdaptiveBackprop": "regraft.techniques.transfer.adaptive_backprop",
         "Adapter": "regraft.techniques.peft.adapter",
         "CachePrefix": "regraft.techniques.transfer.cache_prefix",

@@ -89,6 +89,10 @@ class Descent:
         self.optimizer = optimizer
         self.base_rates: list[float] = [float(group["lr"]) for group in optimizer.param_groups]
 
+    def exchange(self, optimizer: torch.optim.Optimizer) -> None:
+        """Go on with another optimizer over the same parameters; the rates of its groups are those at factor 1."""
+        self._use(optimizer)
+
     def scale_rates(self, scales: Mapping[str, float]) -> None:
         """Multiply the learning rates of named parameters; names that are not owned are left to other updates."""
         self._use(self.make(self.named, scales))

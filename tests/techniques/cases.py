@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from regraft.optim.optimizers import Adam
 from regraft.techniques.alignment.grpo import GRPO
 from regraft.techniques.continual.ewc import EWC
+from regraft.techniques.control.adam_to_sgd import AdamToSGD
 from regraft.techniques.distil.distillation import Distillation
 from regraft.techniques.domain.dann import DANN
 from regraft.techniques.generative.gan import GAN
@@ -51,6 +53,7 @@ def convolutions(dropout: float) -> nn.Module:
 
 ROWS = [
     Case(ActivationCheckpointing(blocks="all"), effect=False),
+    Case(AdamToSGD(at=0.4), gentle=Adam(lr=0.05, eps=1.0)),
     Case(AdaptiveBackprop(rho=0.5, weigh=0.4), neutral=AdaptiveBackprop(rho=1.0)),
     Case(Adapter(width=4)),
     Case(CachePrefix(), network=half_frozen, effect=False),
