@@ -226,7 +226,7 @@ class TechniqueContract:
         whole = self.build(self.case.technique, dropout=0.2)
         report = fit(whole, hooks=[Checkpointer(tmp_path / "whole", every=1, keep=100)], log_every=3)
         saved = sorted((tmp_path / "whole").iterdir())
-        assert len(saved) == sum(stage.steps for stage in whole.stages) - 1
+        assert len(saved) == sum(report.steps.values()) - 1
         for number, folder in enumerate(saved):
             state = load(folder)
             again = self.build(self.case.technique, dropout=0.2)

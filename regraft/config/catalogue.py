@@ -47,6 +47,7 @@ CATALOGUE: dict[str, dict[str, str]] = {  # family -> class name -> module
         "Prefetch": "regraft.techniques.speed.prefetch",
         "SAM": "regraft.techniques.regularise.sam",
         "StagedThaw": "regraft.techniques.transfer.staged_thaw",
+        "StopWhen": "regraft.techniques.control.stop_when",
         "WeightAverage": "regraft.techniques.regularise.weight_average",
     },
     "loss": {

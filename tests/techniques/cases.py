@@ -9,6 +9,7 @@ from regraft.optim.optimizers import Adam
 from regraft.techniques.alignment.grpo import GRPO
 from regraft.techniques.continual.ewc import EWC
 from regraft.techniques.control.adam_to_sgd import AdamToSGD
+from regraft.techniques.control.stop_when import StopWhen
 from regraft.techniques.distil.distillation import Distillation
 from regraft.techniques.domain.dann import DANN
 from regraft.techniques.generative.gan import GAN
@@ -78,6 +79,7 @@ ROWS = [
     Case(Prefetch(batches=2), effect=False),
     Case(SAM(rho=0.1), neutral=SAM(rho=0)),
     Case(StagedThaw()),
+    Case(StopWhen(gradient_norm=1e-6, step_norm=1e-6), neutral=StopWhen(gradient_norm=0), effect=False),
     Case(WeightAverage(decay=0.5), neutral=WeightAverage(decay=0)),
 ]
 CASES = {case.name: case for case in ROWS}
