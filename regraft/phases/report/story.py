@@ -168,14 +168,14 @@ def tried(run: RunFiles) -> dict[str, Any]:
     lower = primary in ("mse", "rmse", "mae", "nll")
     scored = [(value_of(c.get("valid"), primary), c) for c in candidates]
     scored.sort(key=lambda pair: (pair[0] is None, (1 if lower else -1) * (pair[0] or 0)))
-    best = max((s for s, _ in scored if s is not None), default=1) or 1
-    worst = min((s for s, _ in scored if s is not None), default=0)
+    known = [score for score, _ in scored if score is not None]
+    best, worst = (known[0], known[-1]) if known else (1, 0)
     rows = [
         {
             "name": c.get("name", "unnamed"),
             "techniques": [_technique(t) for t in c.get("techniques") or ()],
             "score": decimal(score, 4),
-            "share": 0.0 if score is None else 0.15 + 0.85 * (score - worst) / ((best - worst) or 1),
+            "share": 0.0 if score is None else 0.15 + 0.85 * ((score - worst) / (best - worst) if best != worst else 1),
             "steps": whole(c.get("steps")),
             "seconds": seconds(c.get("seconds")),
             "flops": flops(c.get("flops")),

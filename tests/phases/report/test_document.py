@@ -297,3 +297,23 @@ def test_a_folder_without_a_run_is_refused_in_one_sentence(tmp_path):
         write_report(tmp_path / "nothing")
     with pytest.raises(RunError, match=r"holds none of audit\.json, metrics\.json and recipe\.yaml"):
         write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("primary", "scores", "shares"),
+    [
+        ("accuracy", (0.5, 0.9, 0.7), (1.0, 0.575, 0.15)),
+        ("mae", (0.5, 0.9, 0.7), (1.0, 0.575, 0.15)),
+        ("accuracy", (1.0, 1.0), (1.0, 1.0)),
+        ("accuracy", (0.8, None), (1.0, 0.0)),
+    ],
+)
+def test_the_best_candidate_has_the_longest_bar(primary, scores, shares):
+    from types import SimpleNamespace
+
+    from regraft.phases.report.story import tried
+
+    candidates = [{"name": str(n), "valid": {} if s is None else {primary: s}} for n, s in enumerate(scores)]
+    metrics = {"primary": primary, "candidates": candidates}
+    run = SimpleNamespace(metrics=metrics, need=lambda name, key: metrics[key], events=[], read=lambda name: None)
+    assert [row["share"] for row in tried(run)["rows"]] == pytest.approx(shares)
