@@ -19,6 +19,7 @@ READ_BY_DESIGN = {
     "AdaptiveBackprop": ["numpy"],  # once a round: what the tensors gained decides which of them train
     "Guard": ["__float__"]
     * 4,  # in each of two steps: the loss, for `spike`, and whether the weights are finite, for "roll_back"
+    "StopWhen": ["__float__"] * 4,  # in each of two steps the norm of the gradient and that of the step
 }
 
 

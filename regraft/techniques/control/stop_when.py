@@ -76,6 +76,7 @@ class StopWhen(Technique):
     """Ends a stage at the first step whose length, or whose gradient, is below a bound; the reason is in the report.
 
     The classic rules for descent: `|w_k+1 - w_k| < eps` and `|g_k| < eps`. The gradient is that of the batch, before clipping.
+    Each norm in use is read from the device in every step.
     Of a sampled batch it never is exactly 0, so the bound must lie above the noise: for small batches watch the validation
     score instead (`validate: {patience: 3}`), which also gives back the best weights.
 
