@@ -1,13 +1,13 @@
 """What checkpoints cost: training with a save every 50 steps against training without, and the verification at load.
 
-    python benchmarks/checkpoint_cost.py [--rounds 7] [--quick]
+    python benchmarks/checkpoint_cost.py [--rounds 7] [--case NAME] [--quick]
 
 Full fine-tuning of MiniLM (docstrings of the standard library) and a small convolutional network (handwritten digits), both
 with AdamW, as `regraft train` runs them: log, progress, checkpoints of the whole state, the estimate of their size and the wait
 for the last write included. The two ways take turns in one process; that they end with the same bits is checked in every round.
 Beside the ratio, which carries the noise of the machine, stands what a step was kept waiting by saves, measured directly: seconds
 within the saving calls. Load: a state of MiniLM's size, verified and loaded, against loaded unverified.
-Result: benchmarks/results/checkpoint_cost.json.
+Result: benchmarks/results/checkpoint_cost.json; `--case` measures one of the two and leaves the other's figures there.
 """
 
 from __future__ import annotations
@@ -110,6 +110,8 @@ def compare(name: str, rounds: int, quick: bool) -> dict[str, Any]:
         say(f"{name}, round {number + 1}: {seconds[True][-1]:.2f} s with saves, {seconds[False][-1]:.2f} s without")
     per_interval = statistics.median(seconds[False]) * EVERY / spec.stages[0].steps
     return found | {
+        "commit": commit(),
+        "rounds": rounds,
         "steps": spec.stages[0].steps,
         "every": EVERY,
         "seconds_with": summary(seconds[True]),
@@ -144,9 +146,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="one short round of each, and no result file")
+    parser.add_argument("--case", choices=CASES, help="one of them alone")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
-    cases = {name: compare(name, 1 if options.quick else options.rounds, options.quick) for name in CASES}
+    wanted = CASES if options.case is None else [options.case]
+    cases = {name: compare(name, 1 if options.quick else options.rounds, options.quick) for name in wanted}
     for name, one in cases.items():
         slow, hashed = one["slowdown"], one["load_s_per_gb"]["hash"]["median"]
         say(
@@ -155,14 +159,10 @@ def main() -> None:
             f"{EVERY} steps; verification {hashed:.2f} s/GB of {one['gb']:.4f} GB"
         )
     if not options.quick:
-        result = {
-            "machine": machine(),
-            "commit": commit(),
-            "rounds": options.rounds,
-            "targets": TARGETS,
-            "cases": cases,
-        }
-        (RESULTS / "checkpoint_cost.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        file = RESULTS / "checkpoint_cost.json"
+        others = json.loads(file.read_text(encoding="utf-8"))["cases"] if options.case and file.exists() else {}
+        result = {"machine": machine(), "targets": TARGETS, "cases": others | cases}
+        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
