@@ -112,6 +112,8 @@ def lr(
     common: Common = Common(),  # noqa: B008
 ) -> None:
     """Find a learning rate by a range test: the rate rises, the loss falls and rises again, the suggestion lies between."""
+    from dataclasses import asdict
+
     from regraft.config.recipe import read_recipe
     from regraft.errors import ConfigError
     from regraft.phases.rate_finder import range_test
@@ -120,7 +122,7 @@ def lr(
         raise ConfigError(f"--low and --high: must be rates with 0 < low < high, got {low:g} and {high:g}")
     found = range_test(read_recipe(recipe, overrides or []), low=low, high=high, steps=steps)
     if common.json:
-        show_json(found.to_json())
+        show_json(asdict(found))
         return
     most = max(found.smooth[: found.smooth.index(min(found.smooth)) + 1])
     show_lines(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from regraft.core.finite import Finite, NotFinite, Pass
 from regraft.core.micro_batch import Attendant, out_of_memory, randomness, restore_randomness, smaller
-from regraft.core.protocols import LossFn, NamedParams, State, Step, Update
+from regraft.core.protocols import LossFn, NamedParams, State, Step, Update, layers
 from regraft.core.values import Batch, Clock, Loss, mean, size, split
 from regraft.errors import ConfigError, RunError
 
@@ -80,22 +80,19 @@ class Descent:
         self.params: Sequence[nn.Parameter] = list(params.values())
         self.make, self.micro, self.max_norm, self.schedule, self.precision = make, micro, max_norm, schedule, precision
         self.momentum = momentum
-        self._use(make(self.named, {}))
+        self.use(make(self.named, {}))
         self.device, self.finite = self.params[0].device, Finite(self.params)
         self.made_of: Pass | None = None  # what the gradients that wait to be applied were made of
         self.attendant: Attendant | None = None  # set by the run this update is part of
 
-    def _use(self, optimizer: torch.optim.Optimizer) -> None:
+    def use(self, optimizer: torch.optim.Optimizer) -> None:
+        """Go on with this optimizer over the same parameters; the rates of its groups are those at factor 1."""
         self.optimizer = optimizer
         self.base_rates: list[float] = [float(group["lr"]) for group in optimizer.param_groups]
 
-    def exchange(self, optimizer: torch.optim.Optimizer) -> None:
-        """Go on with another optimizer over the same parameters; the rates of its groups are those at factor 1."""
-        self._use(optimizer)
-
     def scale_rates(self, scales: Mapping[str, float]) -> None:
         """Multiply the learning rates of named parameters; names that are not owned are left to other updates."""
-        self._use(self.make(self.named, scales))
+        self.use(self.make(self.named, scales))
 
     def gradients(self, loss_fn: LossFn, batch: Batch) -> Loss:
         """Fill `.grad` of the owned parameters with the gradient of the batch's mean loss, and of no others.
@@ -255,13 +252,7 @@ def _set_momentum(group: dict[str, Any], momentum: float) -> None:
 
 def descents(step: Step) -> list[Descent]:
     """Every Descent that a step makes use of, below what wraps it."""
-    found: list[Descent] = []
-    for update in step.updates.values():
-        inner: object = update
-        while inner is not None and not isinstance(inner, Descent):
-            inner = getattr(inner, "base", None)
-        found += [inner] if inner is not None else []
-    return found
+    return [inner for update in step.updates.values() for inner in layers(update) if isinstance(inner, Descent)]
 
 
 def _short(reason: str) -> str:

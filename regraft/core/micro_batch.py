@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from regraft.core.finite import modules_of
+from regraft.core.protocols import layers
 
 if TYPE_CHECKING:
     from regraft.core.stage import Stage
@@ -43,12 +44,10 @@ def why_whole(stage: Stage[Any]) -> str | None:
     Batch normalisation that trains takes its statistics over the batch. An objective that compares the examples of a batch
     with each other says `splittable = False`; what wraps it (as `base`) need not repeat it.
     """
-    objective: object = stage.objective
-    while objective is not None:
+    for objective in layers(stage.objective):
         if not getattr(objective, "splittable", True):
             name = getattr(objective, "__name__", type(objective).__name__)
             return f"the objective {name} compares its examples with each other"
-        objective = getattr(objective, "base", None)
     for name, module in modules_of({"": stage.model, "objective": stage.objective}):
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:  # pyright: ignore[reportPrivateUsage]
             return f"the {type(module).__name__} {name!r} takes its statistics over the whole batch"

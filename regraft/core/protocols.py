@@ -138,6 +138,13 @@ class Update(Protocol):
         ...
 
 
+def layers(outer: object) -> Iterator[object]:
+    """A wrapper, what it wraps as its `base`, and so on to the bottom."""
+    while outer is not None:
+        yield outer
+        outer = getattr(outer, "base", None)
+
+
 class UpdateWrapper:
     """An update that changes one thing of another: override `gradients` or `apply`, the rest is handed on.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from regraft.core.descent import Descent, Precision
-from regraft.core.protocols import NamedParams, UpdateBuilder
+from regraft.core.protocols import NamedParams, UpdateBuilder, layers
 from regraft.optim.optimizers import Optimizer
 from regraft.optim.schedules import Constant, Schedule
 
@@ -40,7 +40,5 @@ class DescentBuilder:
 
 def precision_of(update: UpdateBuilder) -> Precision:
     """The precision of the `DescentBuilder` at the bottom of what wraps it; fp32 of an update of another make."""
-    inner: object = update
-    while inner is not None and not isinstance(inner, DescentBuilder):
-        inner = getattr(inner, "base", None)
-    return inner.precision if isinstance(inner, DescentBuilder) else "fp32"
+    built = next((each for each in layers(update) if isinstance(each, DescentBuilder)), None)
+    return "fp32" if built is None else built.precision

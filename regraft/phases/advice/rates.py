@@ -17,8 +17,10 @@ USUAL_DECAY = (1e-4, 1e-2)
 
 def one_rate(situation: Situation) -> Iterator[Finding]:
     """RATE1: all layers of a pretrained network train at one rate."""
+    if "Discriminative" in situation.techniques:
+        return
     for stage in situation.stages:
-        if stage.pretrained_share >= ALL_OF_IT and not stage.scaled:
+        if stage.pretrained_share >= ALL_OF_IT:
             yield Finding(
                 code="RATE1",
                 severity="warning",

@@ -39,7 +39,6 @@ class StageFacts:
         float  # trained parameters of the pretrained part, as a share of that part; 0 where nothing is pretrained
     )
     batch_norms: int  # batch normalisations whose running statistics the stage moves
-    scaled: bool  # are some rates scaled?
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +73,16 @@ Rule = Callable[[Situation], Iterator[Finding]]
 def situation(assembled: Assembled) -> Situation:
     """What the rules see of a recipe whose objects have been made."""
     materials = assembled.main.materials
-    scaled = any(type(technique).__name__ == "Discriminative" for technique in assembled.spec.techniques)
     return Situation(
         spec=assembled.spec,
         rows=len(materials.rows("train")),
         classes=tuple(materials.dataset.schema.classes),
         modality=materials.dataset.schema.modality,
-        stages=tuple(_facts(stage, assembled, scaled) for stage in assembled.recipe.stages),
+        stages=tuple(_facts(stage, assembled) for stage in assembled.recipe.stages),
     )
 
 
-def _facts(stage: Stage[Any], assembled: Assembled, scaled: bool) -> StageFacts:
+def _facts(stage: Stage[Any], assembled: Assembled) -> StageFacts:
     pretrained = _pretrained(assembled)
     trained = {
         id(p)
@@ -100,7 +98,6 @@ def _facts(stage: Stage[Any], assembled: Assembled, scaled: bool) -> StageFacts:
         name=stage.name,
         pretrained_share=sum(p.numel() for p in pretrained if id(p) in trained) / total if total else 0.0,
         batch_norms=0 if assembled.spec.train.steady else moving,
-        scaled=scaled,
     )
 
 

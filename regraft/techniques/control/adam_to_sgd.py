@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regraft.core import Clock, Hook, Recipe, Run, Stage, Technique, Update, UpdateWrapper, each_stage
 from regraft.core.descent import Descent
-from regraft.core.protocols import NamedParams, State, UpdateBuilder
+from regraft.core.protocols import NamedParams, State, UpdateBuilder, layers
 from regraft.errors import ConfigError
 
 WATCHED = 0.1  # share of the stage before the switch in which rates are compared
@@ -31,12 +31,10 @@ class Switching(UpdateWrapper):
     @property
     def descent(self) -> Descent:
         """The update at the bottom, whose optimizer is exchanged."""
-        inner: object = self.base
-        while not isinstance(inner, Descent):
-            inner = getattr(inner, "base", None)
-            if inner is None:
-                raise ConfigError("AdamToSGD: the stage's update has no optimizer to switch from")
-        return inner
+        found = next((each for each in layers(self.base) if isinstance(each, Descent)), None)
+        if found is None:
+            raise ConfigError("AdamToSGD: the stage's update has no optimizer to switch from")
+        return found
 
     def apply(self, clock: Clock) -> None:
         """One step of whichever optimizer it is; on the way to the switch its length is compared with the gradient's."""
@@ -66,7 +64,7 @@ class Switching(UpdateWrapper):
         groups, rates = descent.optimizer.param_groups, descent.base_rates
         beta = float(groups[0]["betas"][0])
         rate = (1 - beta) * self.found() / factor
-        descent.exchange(torch.optim.SGD(
+        descent.use(torch.optim.SGD(
             [
                 {"params": group["params"], "lr": rate * own / max(rates), "weight_decay": group["weight_decay"]}
                 for group, own in zip(groups, rates, strict=True)
@@ -127,13 +125,11 @@ class SaySwitch(Hook):
         """After the first step of SGD."""
         if self.said:
             return
-        for update in run.step.updates.values():
-            inner: object = update
-            while inner is not None and not isinstance(inner, Switching):
-                inner = getattr(inner, "base", None)
-            if inner is not None and inner.switched:
+        found = [each for u in run.step.updates.values() for each in layers(u) if isinstance(each, Switching)]
+        for update in found:
+            if update.switched:
                 self.said = True
-                rate = max(inner.descent.base_rates) * inner.descent.schedule(run.clock)
+                rate = max(update.descent.base_rates) * update.descent.schedule(run.clock)
                 run.note(f"AdamToSGD: from step {run.clock.step:,} on SGD with momentum, at a rate of {rate:.3g}")
 
     def state_dict(self) -> State:

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from regraft.core import Clock, Hook, Loss, Recipe, Run, Stage, Technique, Update, UpdateWrapper, each_stage
-from regraft.core.protocols import NamedParams, UpdateBuilder
+from regraft.core.protocols import NamedParams, UpdateBuilder, layers
 
 
 def norm_of(tensors: Sequence[Tensor]) -> float:
@@ -57,19 +57,15 @@ class StopRules(Hook):
 
     def on_step(self, run: Run, loss: Loss) -> None:
         """Look at all updates of the stage together."""
-        measured = [found for update in run.step.updates.values() if (found := _measured(update)) is not None]
+        measured = [
+            each for update in run.step.updates.values() for each in layers(update) if isinstance(each, Measured)
+        ]
         gradient, step = (sum(norm**2 for norm in norms) ** 0.5 for norms in
                           ([each.gradient for each in measured], [each.step for each in measured]))  # fmt: skip
         if gradient < self.spec.gradient_norm:
             run.stop(f"the norm of the gradient, {gradient:.3g}, is below {self.spec.gradient_norm:g}")
         elif step < self.spec.step_norm:
             run.stop(f"the norm of the step, {step:.3g}, is below {self.spec.step_norm:g}")
-
-
-def _measured(update: object) -> Measured | None:
-    while update is not None and not isinstance(update, Measured):
-        update = getattr(update, "base", None)
-    return update
 
 
 class StopWhen(Technique):

@@ -13,11 +13,12 @@ data: {main: {path: data.csv}}
 models: {main: {name: minilm}}
 stages: [{name: adapt, steps: 100}]
 train: {batch_size: 32, optimizer: {AdamW: {lr: 2e-5, weight_decay: 0.01}}, schedule: {Linear: {warmup: 0.06}}}
+techniques: [Discriminative]
 """
 
 
-def seen(*overrides, rows=5000, classes=("a", "b"), modality="text", share=1.0, norms=0, scaled=True):
-    stage = StageFacts(name="adapt", pretrained_share=share, batch_norms=norms, scaled=scaled)
+def seen(*overrides, rows=5000, classes=("a", "b"), modality="text", share=1.0, norms=0):
+    stage = StageFacts(name="adapt", pretrained_share=share, batch_norms=norms)
     return Situation(
         spec=parse_recipe(PARTS, overrides=overrides), rows=rows, classes=classes, modality=modality, stages=(stage,)
     )
@@ -34,7 +35,8 @@ def test_a_sound_recipe_gets_no_advice():
 @pytest.mark.parametrize(
     ("code", "speaks", "silent"),
     [
-        ("RATE1", {"scaled": False}, {"scaled": False, "share": 0.1}),
+        ("RATE1", ["techniques=[]"], ["techniques=[Discriminative]"]),
+        ("RATE1", ["techniques=[SAM]"], {"share": 0.1}),
         ("RATE2", ["train.optimizer.AdamW.lr=0.003"], ["train.optimizer={SGD: {lr: 0.1, weight_decay: 1e-3}}"]),
         ("RATE3", ["train.schedule=Cosine"], ["train.schedule=OneCycle"]),
         ("RATE3", ["train.schedule=Cosine", "train.batch_size=256"], ["train.batch_size=256"]),
@@ -94,9 +96,9 @@ def test_the_sums_of_rates_are_those_of_the_schedule_continued(schedule, law):
 
 def test_every_finding_says_where_why_who_and_what_instead():
     loud = seen(
-        "train.batch_size=3", "train.schedule=Constant", "train.flip=true",
+        "train.batch_size=3", "train.schedule=Constant", "train.flip=true", "techniques=[]",
         "train.optimizer={AdamW: {lr: 0.01, weight_decay: 0.5}}",
-        rows=100, classes=("left", "right"), modality="image", norms=2, scaled=False,
+        rows=100, classes=("left", "right"), modality="image", norms=2,
     )  # fmt: skip
     found = advise(loud)
     assert len(found) == len(RULES)
