@@ -27,6 +27,7 @@ from regraft.config.data import DataSpec
 from regraft.config.parse import parse_one
 from regraft.config.recipe import ModelSpec, TrainSpec
 from regraft.core import Hook, Loss, Recipe, Run, Stage, compile, fit
+from regraft.core.descent import Precision
 from regraft.data.read import load
 from regraft.losses.supervised import objective_for
 from regraft.phases.choose.features import all_features
@@ -77,13 +78,13 @@ class Setting:
         self.per_epoch = -(-len(self.targets) // 32)
 
     def recipe(
-        self, techniques: list[Any], *, precision: str, steps: int, lr: float = 5e-4, batch_size: int = 32
+        self, techniques: list[Any], *, precision: Precision, steps: int, lr: float = 5e-4, batch_size: int = 32
     ) -> Recipe:
         """One supervised stage on a copy of the model."""
         model = copy.deepcopy(self.model)
         set_steady(model)
         optimizer = parse_one({"AdamW": {"lr": lr}}, "optimizer")
-        options = TrainSpec(batch_size=batch_size, precision=precision, steady=True, optimizer=optimizer)  # type: ignore[arg-type]
+        options = TrainSpec(batch_size=batch_size, precision=precision, steady=True, optimizer=optimizer)
         source = examples(self.encoded, self.targets, options, seed=0)
         stage = Stage(
             name="bench", model=model, source=source, objective=objective_for(self.materials.task), update=builder(options),
@@ -93,7 +94,7 @@ class Setting:
 
 
 def epoch(
-    setting: Setting, blocks: int | None, *, stored: bool, precision: str, batch_size: int = 32
+    setting: Setting, blocks: int | None, *, stored: bool, precision: Precision, batch_size: int = 32
 ) -> dict[str, float]:
     """Seconds of an epoch after the first, and what came before its first step's end (filling the store, if there is one)."""
     techniques = ([] if blocks is None else [LastK(blocks=blocks)]) + [CachePrefix(max_gb=8)] * stored

@@ -54,6 +54,26 @@ def mlp(dim: int = 8, width: int = 32, classes: int = 4, seed: int = 0) -> nn.Se
         )
 
 
+def bert_graft(*, blocks: int, depths: tuple[int, ...]) -> nn.Module:
+    """A graft on a tiny BERT with random weights, the same for the same number of blocks."""
+    from transformers import BertConfig, BertModel
+
+    from regraft.models.backbone import Backbone
+    from regraft.models.graft import Graft
+
+    config = BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=blocks, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = BertModel(config, add_pooling_layer=False).eval()
+    keys = ("input_ids", "attention_mask")
+    example = {key: torch.ones(2, 5, dtype=torch.long) for key in keys}
+    backbone = Backbone(module=module, name="tiny", modality="text", inputs=keys, example=example)
+    return Graft(backbone, depths=depths, pools=("mean",), num_outputs=4)
+
+
 def adam(lr: float = 1e-2, **options) -> DescentBuilder:
     return DescentBuilder(optimizer=Adam(lr=lr), **options)
 

@@ -7,29 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import toy
 
 from regraft.data.store import Keeping
 from regraft.data.text import EncodedText
-from regraft.models.backbone import Backbone
 from regraft.models.graft import Graft
 from regraft.phases.choose.features import all_features
 
 
 @pytest.fixture
 def graft() -> Graft:
-    from transformers import BertConfig, BertModel
-
-    config = BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=32,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = BertModel(config, add_pooling_layer=False).eval()
-    keys = ("input_ids", "attention_mask")
-    example = {key: torch.ones(2, 5, dtype=torch.long) for key in keys}
-    backbone = Backbone(module=module, name="tiny", modality="text", inputs=keys, example=example)
-    return Graft(backbone, depths=(3,), pools=("mean",), num_outputs=4)
+    return toy.bert_graft(blocks=3, depths=(3,))
 
 
 def texts() -> EncodedText:

@@ -126,22 +126,7 @@ def tokens() -> Examples:
 
 
 def bert() -> nn.Module:
-    from transformers import BertConfig, BertModel
-
-    from regraft.models.backbone import Backbone
-    from regraft.models.graft import Graft
-
-    config = BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=32,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = BertModel(config, add_pooling_layer=False).eval()
-    keys = ("input_ids", "attention_mask")
-    example = {key: torch.ones(2, 5, dtype=torch.long) for key in keys}
-    backbone = Backbone(module=module, name="tiny", modality="text", inputs=keys, example=example)
-    return Graft(backbone, depths=(1, 3, 4), pools=("mean",), num_outputs=4)
+    return toy.bert_graft(blocks=4, depths=(1, 3, 4))
 
 
 @pytest.mark.parametrize(
