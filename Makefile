@@ -11,7 +11,7 @@ BENCHMARKS := $(filter-out benchmarks/readme_tables.py benchmarks/harness.py,$(w
 CHECKED := regraft tests benchmarks docs $(wildcard examples)
 PROSE := regraft regraft_recipes benchmarks docs README.md CHANGELOG.md CONTRIBUTING.md
 
-.PHONY: venv demo test test-all bench-env bench lint audit-deps docs clean
+.PHONY: venv demo test test-all inventory bench-env bench lint audit-deps docs clean
 
 venv: $(STAMP)
 
@@ -30,6 +30,10 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m ""
+
+# Which passing test shows which feature, as docs/inventory.md; fails where a feature has none.
+inventory: $(STAMP)
+	$(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile -m 'inventory and not gpu' --inventory docs/inventory.md
 
 # The peers live in an environment of their own, with the same versions of everything that both use.
 bench-env: $(BENCH_STAMP)
