@@ -75,6 +75,7 @@ def test_a_saved_one_goes_on_to_the_same_bits(node, tmp_path):
     assert all(torch.equal(named[name], others[name]) for name in named)
 
 
+@pytest.mark.inventory("opt-state-memory", by="regraft explain")
 @pytest.mark.parametrize("node", VARIANTS, ids=json.dumps)
 def test_what_it_keeps_is_known_beforehand(node):
     named = parameters()
@@ -132,6 +133,7 @@ def test_a_schedule_moves_the_momentum_where_there_is_one():
 # ---- what tells them apart
 
 
+@pytest.mark.inventory("adamw", by="train.optimizer: AdamW")
 def test_adamw_shrinks_idle_matrices_by_rate_times_decay_and_leaves_vectors_alone():
     named = parameters()
     before = {name: p.detach().clone() for name, p in named.items()}
@@ -155,6 +157,7 @@ def test_adams_penalty_is_not_its_decay():
     torch.testing.assert_close(moved, torch.full_like(moved, 0.1), rtol=1e-4, atol=0)
 
 
+@pytest.mark.inventory("adam", by="train.optimizer: Adam")
 def test_adam_corrects_its_bias_by_one_minus_beta_to_the_t():
     """Three steps by hand, Kingma and Ba, algorithm 1."""
     named = {"w": nn.Parameter(torch.tensor([2.0]))}
@@ -169,6 +172,71 @@ def test_adam_corrects_its_bias_by_one_minus_beta_to_the_t():
         assert named["w"].item() == pytest.approx(w, rel=1e-6)
 
 
+TORCH = {
+    "SGD": ({"momentum": 0.9}, lambda ps: torch.optim.SGD(ps, lr=0.02, momentum=0.9)),
+    "NAG": ({"momentum": 0.9, "nesterov": True}, lambda ps: torch.optim.SGD(ps, lr=0.02, momentum=0.9, nesterov=True)),
+    "Adam": ({}, lambda ps: torch.optim.Adam(ps, lr=0.02)),
+    "AdamW": ({"weight_decay": 0.1}, lambda ps: torch.optim.AdamW(ps, lr=0.02, weight_decay=0.1)),
+    "Adagrad": ({}, lambda ps: torch.optim.Adagrad(ps, lr=0.02)),
+    "Adadelta": ({}, lambda ps: torch.optim.Adadelta(ps, lr=0.02, rho=0.9)),
+    "RMSprop": ({}, lambda ps: torch.optim.RMSprop(ps, lr=0.02)),
+}
+
+
+@pytest.mark.inventory("sgd-momentum", by="train.optimizer: {SGD: {momentum: 0.9}}")
+@pytest.mark.inventory("nesterov", by="train.optimizer: {SGD: {momentum: 0.9, nesterov: true}}")
+@pytest.mark.inventory("adam", by="train.optimizer: Adam")
+@pytest.mark.parametrize("name", TORCH)
+def test_a_descent_of_it_is_torchs_own_step_by_step(name):
+    options, make = TORCH[name]
+    named, theirs = {"matrix": parameters()["matrix"]}, nn.Parameter(parameters()["matrix"].detach().clone())
+    made, reference = update({"SGD" if name == "NAG" else name: {"lr": 0.02, **options}}, named), make([theirs])
+    for k in range(10):
+        made(quadratic(named, 5.0), {"x": torch.zeros(1)}, Clock(k, 10))
+        reference.zero_grad()
+        quadratic({"matrix": theirs}, 5.0)({}).value.backward()
+        reference.step()
+    torch.testing.assert_close(named["matrix"], theirs, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.inventory("nesterov", by="train.optimizer: {SGD: {momentum: 0.9, nesterov: true}}")
+def test_nesterov_is_the_gradient_at_where_the_momentum_leads():
+    """Nesterov's own form: v' = mu v - lr g(w + mu v), w' = w + v'; torch keeps w + mu v. Sutskever et al., 2013, eq. 3 and 4."""
+    named, curvature = {"w": nn.Parameter(torch.tensor([3.0, -1.0]))}, torch.tensor([1.0, 10.0])
+    made = parse_one({"SGD": {"lr": 0.05, "momentum": 0.8, "nesterov": True}}, "optimizer").build(named, {})
+    w, v = torch.tensor([3.0, -1.0]), torch.zeros(2)
+    for _ in range(12):
+        named["w"].grad = curvature * named["w"].detach()
+        made.step()
+        v = 0.8 * v - 0.05 * curvature * (w + 0.8 * v)
+        w = w + v
+        torch.testing.assert_close(named["w"].detach(), w + 0.8 * v, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.inventory("adadelta", by="train.optimizer: Adadelta")
+def test_adadelta_keeps_running_means_and_needs_no_rate():
+    """Zeiler, algorithm 1, by hand at rate 1; the same default goes downhill whatever the scale of the loss."""
+    named = {"w": nn.Parameter(torch.tensor([2.0]))}
+    made = parse_one("Adadelta", "optimizer").build(named, {})
+    w, squares, steps_ = 2.0, 0.0, 0.0
+    for _ in range(20):
+        named["w"].grad = 3.0 * named["w"].detach()
+        made.step()
+        gradient = 3.0 * w
+        squares = 0.9 * squares + 0.1 * gradient**2
+        step = np.sqrt(steps_ + 1e-6) / np.sqrt(squares + 1e-6) * gradient
+        steps_ = 0.9 * steps_ + 0.1 * step**2
+        w -= step
+        assert named["w"].item() == pytest.approx(w, rel=1e-4)
+
+    def fallen(scale):
+        losses = steps("Adadelta", 400, scale=scale)[2]
+        return losses[-1] / losses[0]
+
+    assert max(fallen(scale) for scale in (0.1, 1.0, 100.0)) < 0.5
+
+
+@pytest.mark.inventory("sgd-momentum", by="train.optimizer: {SGD: {momentum: 0.9}}")
 def test_momentum_needs_fewer_steps_where_curvatures_differ():
     def needed(node):
         losses = steps(node, 400, scale=50.0)[2]
@@ -177,6 +245,7 @@ def test_momentum_needs_fewer_steps_where_curvatures_differ():
     assert needed({"SGD": {"lr": 0.03, "momentum": 0.8}}) < 0.6 * needed({"SGD": {"lr": 0.03}})
 
 
+@pytest.mark.inventory("adagrad", "rmsprop", by="train.optimizer: Adagrad, RMSprop")
 def test_adagrads_sum_never_falls_and_rmsprops_mean_stays_bounded():
     named = {"w": nn.Parameter(torch.ones(3))}
     grad, sums, means = torch.tensor([1.0, 2.0, 0.5]), [], []
@@ -187,24 +256,31 @@ def test_adagrads_sum_never_falls_and_rmsprops_mean_stays_bounded():
             made.step()
             kept.append(made.state[named["w"]][key].clone())
     assert all((later > earlier).all() for earlier, later in pairwise(sums))
+    rates = [float(0.01 / (total.sqrt() + 1e-10).max()) for total in sums]  # of the weight with the largest gradient
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(rates[0] / 50**0.5, rel=1e-5)
     assert torch.allclose(sums[-1], 50 * grad.square())
     assert (means[-1] <= grad.square() * (1 + 1e-5)).all()
 
 
+@pytest.mark.inventory("lion", by="train.optimizer: Lion")
 def test_lion_moves_every_weight_by_the_rate():
     named = {"w": nn.Parameter(torch.zeros(4))}
     made = parse_one({"Lion": {"lr": 0.01, "weight_decay": 0.0}}, "optimizer").build(named, {})
     named["w"].grad = torch.tensor([3.0, -0.001, 40.0, -2.0])
     made.step()
     assert named["w"].detach().tolist() == pytest.approx([-0.01, 0.01, -0.01, 0.01])
+    assert [key for key, value in made.state[named["w"]].items() if isinstance(value, torch.Tensor)] == ["exp_avg"]
 
 
+@pytest.mark.inventory("adafactor", by="train.optimizer: Adafactor")
 def test_adafactor_keeps_the_sides_of_a_matrix():
     named = {"w": nn.Parameter(torch.zeros(512, 256))}
     sizes = {name: parse_one(name, "optimizer").state_bytes(named) for name in ("Adafactor", "AdamW", "SGD", "Lion")}
     assert sizes == {"Adafactor": 4 * 768, "AdamW": 8 * 512 * 256, "SGD": 0, "Lion": 4 * 512 * 256}
 
 
+@pytest.mark.inventory("shampoo", by="train.optimizer: Shampoo")
 def test_shampoo_needs_fewer_steps_than_sgd_on_a_kronecker_structured_quadratic():
     draw = torch.Generator().manual_seed(0)
     left, right = (torch.diag(torch.logspace(0, -2, n)) for n in (8, 6))
