@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from toy import adam, recipe, stage
 
-from regraft.core import compile
+from regraft.core import Clock, compile
 from regraft.techniques.generative.gan import GAN
 from regraft.techniques.regularise.sam import SAM
 from regraft.testing import Players
@@ -19,6 +20,7 @@ def two_players(*extra):
     return model, step, step.with_noise(next(chosen.source.batches(model)))
 
 
+@pytest.mark.inventory("adv-loss", by="technique GAN")
 def test_gan_players_do_not_touch_each_others_gradients():
     model, step, batch = two_players()
     step.updates["generator"].gradients(step.generator_loss, batch)
@@ -27,6 +29,16 @@ def test_gan_players_do_not_touch_each_others_gradients():
     mine = [p.grad.clone() for p in model.generator.parameters()]
     step.updates["discriminator"].gradients(step.discriminator_loss, batch)
     assert all(torch.equal(a, p.grad) for a, p in zip(mine, model.generator.parameters(), strict=True))
+
+
+@pytest.mark.inventory("adv-loss", by="technique GAN")
+def test_a_players_step_leaves_the_other_players_weights_as_they_are_bit_for_bit():
+    for mine, other in (("generator", "discriminator"), ("discriminator", "generator")):
+        model, step, batch = two_players()
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        step.updates[mine](getattr(step, f"{mine}_loss"), batch, Clock(0, 1))
+        moved = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+        assert moved == {mine}, other
 
 
 def test_a_plain_backward_would_have_touched_them():

@@ -62,6 +62,7 @@ def loss_of(node, outputs, target, task, counts_from=None, **extra):
 # ---- numbers
 
 
+@pytest.mark.inventory("ce", by="train.loss: CrossEntropy")
 def test_cross_entropy_is_torchs_with_smoothing_weights_and_missing_targets():
     outputs, target = outputs_for("multiclass"), targets_for("multiclass")
     target[3] = -1
@@ -92,6 +93,7 @@ def test_the_usual_objective_has_a_name(name, task):
     assert set(named.terms) == set(usual.terms)
 
 
+@pytest.mark.inventory("label-smoothing", by="train.loss: {CrossEntropy: {label_smoothing: 0.1}}")
 def test_smoothed_targets_sum_to_one():
     """The gradient at zero logits is softmax minus target, so its sum over the classes is zero."""
     loss, model = loss_of(
@@ -113,6 +115,7 @@ def test_balanced_weights_are_those_of_scikit_learn():
     torch.testing.assert_close(ours.value, expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.inventory("focal", by="train.loss: Focal")
 @pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel"])
 def test_focal_without_focus_is_cross_entropy_and_with_it_what_the_paper_says(task):
     outputs, target = outputs_for(task), targets_for(task)
@@ -125,6 +128,8 @@ def test_focal_without_focus_is_cross_entropy_and_with_it_what_the_paper_says(ta
         torch.testing.assert_close(focused.value, (-((1 - p) ** 2) * p.log()).mean(), rtol=1e-5, atol=0)
 
 
+@pytest.mark.inventory("dice", by="train.loss: Dice")
+@pytest.mark.inventory("iou-loss", by="train.loss: IoU")
 def test_dice_and_iou_of_a_perfect_answer_are_nothing_and_of_an_empty_one_finite():
     sure, target = torch.tensor([[40.0, -40.0], [-40.0, 40.0]]), torch.eye(2)
     empty = torch.zeros(2, 2)
@@ -146,6 +151,7 @@ def test_dice_and_iou_by_hand():
     assert iou.value.item() == pytest.approx(1 - (1.0 + 1) / (1.5 + 2 - 1.0 + 1))
 
 
+@pytest.mark.inventory("iou-loss", by="train.loss: IoU")
 @given(st.lists(st.floats(-4, 4), min_size=6, max_size=6))
 def test_dice_and_iou_rise_and_fall_together(values):
     """With the same smoothing, J = D / (2 - D) up to what is added; so an answer nearer by one is nearer by the other."""
@@ -157,6 +163,7 @@ def test_dice_and_iou_rise_and_fall_together(values):
         assert (dice[0] < dice[1]) == (iou[0] < iou[1])
 
 
+@pytest.mark.inventory("huber", by="train.loss: Huber")
 def test_huber_is_half_the_square_inside_delta_a_line_outside_and_never_pulls_harder():
     target, outputs = torch.zeros(4), torch.tensor([[0.2], [-0.9], [3.0], [-50.0]])
     loss, model = loss_of({"Huber": {"delta": 1.0}}, outputs, target, "regression")
@@ -165,6 +172,7 @@ def test_huber_is_half_the_square_inside_delta_a_line_outside_and_never_pulls_ha
     assert model.outputs.grad.abs().max().item() == pytest.approx(1.0)
 
 
+@pytest.mark.inventory("mae-loss", by="train.loss: MAE")
 def test_mae_fits_the_median_and_mse_the_mean():
     target = torch.tensor([1.0, 2.0, 3.0, 4.0, 100.0])
     for name, expected in (("MAE", 3.0), ("MSE", 22.0)):
@@ -173,6 +181,7 @@ def test_mae_fits_the_median_and_mse_the_mean():
         assert constants[int(np.argmin(losses))].item() == pytest.approx(expected, abs=0.02)
 
 
+@pytest.mark.inventory("rank-pairwise", by="train.loss: PairwiseRank")
 @pytest.mark.parametrize("form", ["logistic", "hinge"])
 def test_putting_a_pair_in_order_lowers_the_pairwise_loss(form):
     target = torch.tensor([3.0, 2.0, 1.0])
@@ -186,6 +195,7 @@ def test_putting_a_pair_in_order_lowers_the_pairwise_loss(form):
     assert loss_of(node, right, torch.ones(3), "regression")[0].value.item() == 0.0
 
 
+@pytest.mark.inventory("rank-listwise", by="train.loss: ListwiseRank")
 def test_listmle_is_plackett_luce_and_lists_are_best_in_order():
     target, score = torch.tensor([1.0, 3.0, 2.0]), torch.tensor([[0.3], [1.0], [-0.5]])
     loss, _ = loss_of({"ListwiseRank": {"form": "listmle"}}, score, target, "regression")
@@ -245,6 +255,7 @@ def test_mixed_examples_count_with_both_their_labels():
         loss_of("Dice", outputs, first, "multiclass", other_y=second, share=share)
 
 
+@pytest.mark.inventory("loss-matched-to-model", by="train.loss")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_task_it_says_nothing_about_is_refused_with_those_that_do(name):
     wrong = "regression" if "regression" not in find("loss", name).tasks else "multiclass"

@@ -33,6 +33,7 @@ def plain(model, batch):
     return found
 
 
+@pytest.mark.inventory("l2-penalty", by="technique L2Penalty")
 @pytest.mark.parametrize(
     ("technique", "added"),
     [
@@ -76,10 +77,12 @@ def distance(model):
     return sum(of(m.weight.detach()).item() for m in model if isinstance(m, nn.Linear))
 
 
+@pytest.mark.inventory("ortho-penalty", by="technique OrthogonalPenalty")
 def test_with_the_penalty_layers_become_orthogonal():
     assert distance(trained(OrthogonalPenalty(weight=0.01))) < 0.1 * distance(trained())
 
 
+@pytest.mark.inventory("l1-penalty", by="technique L1Penalty")
 def test_the_share_of_weights_near_zero_rises_with_the_l1_penalty():
     def share(weight):
         model = trained(L1Penalty(weight=weight))
@@ -96,6 +99,7 @@ def test_the_share_of_weights_near_zero_rises_with_the_l1_penalty():
     assert shares[2] > 0.5
 
 
+@pytest.mark.inventory("l2-penalty", by="technique L2Penalty")
 def test_under_adam_a_penalty_is_not_a_decay():
     """Weights with small gradients shrink by the penalty as much as by the rate, far more than a decay of the same size takes."""
     from regraft.optim.optimizers import Adam, AdamW
