@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,31 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
 def generator_loss(fake: Tensor) -> Tensor:
     """-log D(G(z)) of the discriminator's logits, mean: the non-saturating loss of Goodfellow et al., 2014, section 3."""
     return F.softplus(-fake).mean()
+
+
+def critic_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """E[f(fake)] - E[f(real)] of a critic's values: minus its estimate of the Wasserstein distance, up to its Lipschitz constant.
+
+    Arjovsky et al., 2017, arXiv:1701.07875, eq. 2.
+    """
+    return fake.mean() - real.mean()
+
+
+def critic_generator_loss(fake: Tensor) -> Tensor:
+    """-E[f(fake)] of a critic's values. Arjovsky et al., 2017, arXiv:1701.07875, section 3."""
+    return -fake.mean()
+
+
+def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
+    """Mean of (|grad f(x)| - 1)^2 at points x between real and generated examples, differentiable by the critic's weights.
+
+    Gulrajani et al., 2017, arXiv:1704.00028, eq. 3; `mix` (N,) in [0, 1] is the share of the real example.
+    """
+    share = mix.reshape(len(mix), *[1] * (real.ndim - 1)).to(real.dtype)
+    between = (share * real + (1 - share) * fake).detach().requires_grad_()
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+    return (slope.flatten(1).norm(dim=1) - 1).square().mean()
 
 
 def domain_loss(source: Tensor, target: Tensor) -> Tensor:
