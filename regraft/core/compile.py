@@ -103,15 +103,17 @@ def name(technique: Technique) -> str:
 
 def explain(recipe: Recipe) -> str:
     """The compiled nest, a block a stage: what wraps what, from the outside in."""
-    return "\n".join(_stage_lines(stage) for stage in recipe.stages)
+    return "\n".join(_stage_lines(stage, recipe.model) for stage in recipe.stages)
 
 
-def _stage_lines(stage: Stage[Any]) -> str:
+def _stage_lines(stage: Stage[Any], whole: nn.Module) -> str:
     shown: Mapping[str, object] = {
         "model": stage.model, "source": stage.source, "objective": stage.objective, "update": stage.update, "step": stage.step,
     }  # fmt: skip
     count = sum(p.numel() for p in _trainable(stage))
-    lines = [f"stage {stage.name}: {stage.steps:,} steps, {count:,} trainable parameters"]
+    of = sum(p.numel() for p in whole.parameters())
+    share = f" ({count / of:.2%} of {of:,})" if count < of else ""
+    lines = [f"stage {stage.name}: {stage.steps:,} steps, {count:,} trainable parameters{share}"]
     lines += [f"  {slot:<10}{nest(part)}" for slot, part in shown.items()]
     hooks = ", ".join(nest(hook) for hook in stage.hooks) or "none"
     return "\n".join([*lines, f"  {'hooks':<10}{hooks}"])

@@ -1,7 +1,7 @@
-"""Bottleneck adapters: h + up(relu(down(h))) after a block, registered as a child of it, so that no name changes.
+"""Bottleneck adapters: h + up(relu(down(h))) on what a module hands on, registered as a child of it, so that no name changes.
 
-Houlsby et al. 2019, arXiv:1902.00751, section 2.1 and figure 2. A block gets one adapter on what it hands on (they put two
-inside, after attention and after the feed-forward layer; Pfeiffer et al. 2020, arXiv:2005.00247, show that one is about as good).
+Houlsby et al. 2019, arXiv:1902.00751, section 2.1 and figure 2. The module is a block, or the last layer of a block's attention
+or feed-forward part.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from regraft.errors import ModelError
 from regraft.layers.sharing import M, same_tensors
 from regraft.models.trace import tensors_in
 
-CHILD = "adapter"  # name under which a block holds its adapter
+CHILD = "adapter"  # name under which a module holds its adapter
 
 
 class Bottleneck(nn.Module):
@@ -48,9 +48,9 @@ class Bottleneck(nn.Module):
 
 
 def adapt_output(block: nn.Module, args: Any, output: Any) -> Any:
-    """What a block hands on, with its adapter applied to the first tensor: a forward hook that holds nothing itself.
+    """What a module hands on, with its adapter applied to the first tensor: a forward hook that holds nothing itself.
 
-    It finds the adapter in the block it is given, so copies and pickles of the block use their own.
+    It finds the adapter in the module it is given, so copies and pickles of it use their own.
     """
     adapter = block.get_submodule(CHILD)
     if isinstance(output, Tensor):
@@ -65,10 +65,10 @@ def adapt_output(block: nn.Module, args: Any, output: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Bottlenecks:
-    """Which blocks got adapters: enough to do it again, as plain JSON values."""
+    """Which modules got adapters: enough to do it again, as plain JSON values."""
 
     width: int
-    places: Mapping[str, tuple[int, bool]]  # block name -> channels, and whether it hands on maps
+    places: Mapping[str, tuple[int, bool]]  # module name -> channels, and whether it hands on maps
 
     def to_json(self) -> dict[str, Any]:
         """`{"kind": "adapter", "width": ..., "places": [[name, channels, maps], ...]}`."""
@@ -86,11 +86,11 @@ class Bottlenecks:
 
 
 def places_for(model: nn.Module, names: list[str], run: Callable[[nn.Module], object]) -> dict[str, tuple[int, bool]]:
-    """Channels of what each named block hands on, and whether it is a map; blocks that are not called are left out.
+    """Channels of what each named module hands on, and whether it is a map; modules that are not called are left out.
 
     Args:
         model: run once, in eval mode and without gradients.
-        names: of its blocks.
+        names: of its blocks, or of layers in them.
         run: calls the model on an example.
     """
     found: dict[str, tuple[int, bool]] = {}

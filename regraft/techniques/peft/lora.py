@@ -10,8 +10,11 @@ from torch import nn
 
 from regraft.core.stage import Recipe, Stage, each_stage
 from regraft.core.technique import Technique
+from regraft.errors import ConfigError
 from regraft.layers.low_rank import LowRank, find_targets, inject, low_rank_parameters
 from regraft.models.parts import chosen, parts_of
+from regraft.models.placement import Placement, placed
+from regraft.models.trace import holds
 
 
 class LoRA(Technique):
@@ -21,13 +24,16 @@ class LoRA(Technique):
     is the base model's bit for bit. Batch-norm statistics stay fixed: peft itself lets them drift in training mode.
 
     Use it when one base serves many targets, memory for optimizer state is short, or full fine-tuning forgets too much. Not
-    when the network is small: training all of it costs little more and does better.
+    when the network is small: training all of it costs little more and does better. How far a low rank gets depends on the layers
+    it is put beside: search over `targets` and `blocks`, and let full fine-tuning race against it.
 
     Attributes:
         rank: of each change; at most the smaller side of the smallest adapted layer.
         alpha: the change is scaled by alpha / rank, so the learning rate can stay when the rank changes.
         targets: "auto" for every linear layer in the blocks (else every 1x1 convolution), or patterns of layer names such as
             "query" or "attention.*"; a pattern matches the whole name or the end of it.
+        blocks: all of them, a number for so many of the top ones, or a list of numbers, 1 for the lowest; with fewer, only
+            targets in these are adapted.
         dropout: of the input of each change.
         seed: decides the initial A; nothing else does.
 
@@ -44,6 +50,7 @@ class LoRA(Technique):
     rank: int = Field(default=8, ge=1)
     alpha: float = Field(default=16.0, gt=0)
     targets: str | tuple[str, ...] = "auto"
+    blocks: Placement = "all"
     dropout: float = Field(default=0.0, ge=0, lt=1)
     seed: int = 0
 
@@ -60,6 +67,11 @@ class LoRA(Technique):
 
     def _adapted(self, model: nn.Module) -> nn.Module:
         targets = find_targets(model, self.targets)
+        if self.blocks != "all":
+            kept = [block.name for block in placed(model, self.blocks, asked_by="LoRA")]
+            targets = tuple(name for name in targets if any(holds(block, name) for block in kept))
+            if not targets:
+                raise ConfigError(f"LoRA: no layer of `targets` is in the blocks {kept}; choose others")
         return inject(
             model, LowRank(targets=targets, rank=self.rank, alpha=self.alpha, dropout=self.dropout), seed=self.seed
         )
