@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from regraft.core.modes import set_trainable
+from regraft.core.protocols import Hook
+from regraft.core.run import Run
 from regraft.errors import ModelError, suggest
 from regraft.models.blocks import blocks, depth_of, stem_and_block_modules
 
@@ -76,3 +79,13 @@ def _known(model: nn.Module, names: Iterable[str]) -> set[str]:
 def _module(model: nn.Module, name: str) -> nn.Module | None:
     """The module of a name, or None where the name is a parameter's."""
     return dict(model.named_modules()).get(name)
+
+
+class KeepStatistics(Hook):
+    """Keeps batch-norm layers on their running statistics while their gains and shifts, or what was put into them, train."""
+
+    def on_start(self, run: Run) -> None:
+        """Mark them frozen, so that they stay in eval mode; gradients still pass and reach their parameters."""
+        for module in run.stage.model.modules():
+            if isinstance(module, _NormBase):
+                module.frozen = True  # type: ignore[assignment]

@@ -35,7 +35,7 @@ def register_surgery(kind: str, surgery: Surgery) -> None:
 
 
 def kinds() -> dict[str, Surgery]:
-    """All known kinds: `lora`, `adapter`, and what was registered."""
+    """All known kinds: `lora`, `adapter`, `extra`, and what was registered."""
     return {**_own(), **_KINDS}
 
 
@@ -76,7 +76,7 @@ def added_state(module: nn.Module) -> dict[str, Tensor]:
 
 def _own() -> dict[str, Surgery]:
     """The kinds regraft has itself; imported late, since peft is."""
-    from regraft.layers import bottleneck, low_rank
+    from regraft.layers import bottleneck, extra, low_rank
 
     def lora(module: nn.Module) -> dict[str, Any] | None:
         description = low_rank.describe(module)
@@ -91,7 +91,16 @@ def _own() -> dict[str, Surgery]:
         widths = {p.down.weight.shape[0] for p in module.modules() if isinstance(p, bottleneck.Bottleneck)}
         return bottleneck.Bottlenecks(width=widths.pop(), places=places).to_json() if places else None
 
+    def extra_layers(module: nn.Module) -> dict[str, Any] | None:
+        description = extra.describe(module)
+        return None if description is None else description.to_json()
+
     return {
+        "extra": Surgery(
+            describe=extra_layers,
+            rebuild=lambda module, given: extra.extend(module, extra.ExtraLayers.from_json(given)),
+            added=extra.extra_parameters,
+        ),
         "lora": Surgery(
             describe=lora,
             rebuild=lambda module, given: low_rank.inject(module, low_rank.LowRank.from_json(given)),

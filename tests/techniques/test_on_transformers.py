@@ -13,10 +13,11 @@ from regraft.core import Clock, Recipe, Stage, compile, fit, trainable
 from regraft.core.checkpoint import Checkpointer, load
 from regraft.data.sources import Examples
 from regraft.losses.supervised import cross_entropy
+from regraft.models.fisher import fisher, fisher_by_loop, fisher_by_vmap
 from regraft.optim.build import DescentBuilder
 from regraft.optim.optimizers import AdamW
 from regraft.techniques.alignment.grpo import GRPO
-from regraft.techniques.continual.ewc import EWC, fisher, fisher_by_loop, fisher_by_vmap
+from regraft.techniques.continual.ewc import EWC
 from regraft.techniques.distil.distillation import Distillation
 from regraft.techniques.domain.dann import DANN
 from regraft.techniques.meta.maml import MAML

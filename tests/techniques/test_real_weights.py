@@ -17,11 +17,11 @@ from regraft.models.load import load_backbone
 from regraft.optim.optimizers import SGD, AdamW
 from regraft.techniques.peft.adapter import Adapter
 from regraft.techniques.peft.lora import LoRA
-from regraft.techniques.peft.norm_only import NormOnly
 from regraft.techniques.regularise.sam import SAM
 from regraft.techniques.transfer.cache_prefix import CachePrefix
 from regraft.techniques.transfer.last_k import LastK
 from regraft.techniques.transfer.staged_thaw import StagedThaw
+from regraft.techniques.transfer.train_only import NormOnly
 
 N = 12
 

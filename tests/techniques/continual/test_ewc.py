@@ -9,7 +9,8 @@ from toy import blobs, mlp, recipe, sgd, stage
 
 from regraft.core import Clock, Loss, compile, fit, trainable
 from regraft.losses.supervised import cross_entropy
-from regraft.techniques.continual.ewc import EWC, Elastic, escaped, fisher, fisher_by_loop, fisher_by_vmap
+from regraft.models.fisher import fisher, fisher_by_loop, fisher_by_vmap
+from regraft.techniques.continual.ewc import EWC, Elastic, escaped
 from regraft.techniques.distil.distillation import Distillation
 from regraft.techniques.domain.dann import DANN
 from regraft.testing import network, toy_recipe
@@ -66,7 +67,7 @@ def test_the_vectorised_way_equals_the_loop_under_other_objectives(technique):
 def test_slices_of_the_vectorised_way_do_not_change_the_sum(monkeypatch):
     model, data = mlp(), blobs(20)
     whole = fisher_by_vmap(cross_entropy, model, data, NOW, names(model))
-    monkeypatch.setattr("regraft.techniques.continual.ewc.MAX_VALUES", 4 * sum(p.numel() for p in model.parameters()))
+    monkeypatch.setattr("regraft.models.fisher.MAX_VALUES", 4 * sum(p.numel() for p in model.parameters()))
     for name, value in fisher_by_vmap(cross_entropy, model, data, NOW, names(model)).items():
         torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-7)
 
