@@ -30,6 +30,7 @@ from regraft.config.parse import (
     load_yaml,
     override,
 )
+from regraft.config.search import SearchSpec
 from regraft.config.secrets import secret_fields
 from regraft.config.spec import Spec, shown
 from regraft.errors import ConfigError
@@ -72,7 +73,8 @@ class TrainSpec(Spec):
     schedule: AnySchedule = _default("Constant")
     loss: AnyLoss | None = None  # what outputs and labels are compared by; default the usual one of the task
     max_norm: float | None = Field(default=1.0, gt=0)  # gradients are scaled down to this global norm
-    precision: Literal["fp32", "bf16"] = "fp32"
+    max_value: float | None = Field(default=None, gt=0)  # entries of gradients are cut off at this size before that
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"  # of both passes; weights and their updates stay fp32
     steady: bool = False  # train the weights in eval mode: dropout off, running statistics still
     augment: bool = False  # images: small random crops, shifts and changes of brightness
     views: int | None = Field(
@@ -146,6 +148,7 @@ class RecipeSpec(Spec):
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
     probe: ProbeSpec | None = None
     race: RaceSpec | None = None
+    search: SearchSpec | None = None  # fields to be searched over by `regraft search`
     budget_s: float | None = Field(default=None, gt=0)  # seconds the plan turns into counted work
     strategy: str | None = None  # skips the race: probe, last-k, thaw, norm, lora, adapter or full
     ignore_audit_errors: bool = False

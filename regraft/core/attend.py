@@ -25,6 +25,21 @@ def attend(run: Run) -> Run:
     return run
 
 
+def conclude(run: Run) -> None:
+    """Say how often gradients of the stage were clipped, and how many steps were skipped for their overflow."""
+    for descent in descents(run.step):
+        said = [descent.clipping.said()]
+        if descent.scaling is not None and descent.scaling.skipped:
+            skipped, scale = descent.scaling.skipped, descent.scaling.value
+            said.append(
+                f"{skipped} of {run.clock.step:,} steps were skipped because gradients overflowed in fp16; the loss scale "
+                f"is {scale:,g} at the end"
+            )
+        for sentence in said:
+            if sentence is not None:
+                run.note(f"stage {run.stage.name!r}: {sentence}")
+
+
 def make_step(run: Run, batch: Batch) -> Loss:
     """One step of the run on a batch; its loss.
 

@@ -6,24 +6,26 @@ wrong in any step, numbers that are not finite and memory that does not suffice.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from regraft.core.finite import Finite, NotFinite, Pass
+from regraft.core.clipping import Clipping
+from regraft.core.finite import NotFinite, Pass
+from regraft.core.loss_scale import LossScale
 from regraft.core.micro_batch import Attendant, out_of_memory, randomness, restore_randomness, smaller
+from regraft.core.precision import Precision, computing, computing_backward, usable
 from regraft.core.protocols import LossFn, NamedParams, State, Step, Update, layers
+from regraft.core.remembering import Remembering, remember, seen
 from regraft.core.values import Batch, Clock, Loss, mean, size, split
 from regraft.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from regraft.core.stage import Stage
 
-Precision = Literal["fp32", "bf16"]
 MakeOptimizer = Callable[[NamedParams, Mapping[str, float]], torch.optim.Optimizer]  # parameters, learning-rate scales
 
 
@@ -48,14 +50,19 @@ class Descent:
     memory runs out, and the run that attends to this update says that batches may be cut, the gradients so far are dropped and
     computed again in slices of half the size, with the same random numbers; `micro` then stays what was found.
 
+    In fp16 the loss is scaled while gradients are computed, and a step whose gradients overflow is skipped, counted and told,
+    and the scale halved, see `core.loss_scale`; only one that overflows without scaling is `NotFinite`.
+
     Args:
         params: the parameters to own, by name.
         make: builds the torch optimizer once the learning-rate scales are known.
         micro: number of slices a batch is cut into.
         max_norm: gradients are scaled down to this global L2 norm; None leaves them.
-        schedule: factor on every learning rate at a clock.
+        max_value: entries of gradients are cut off at this size before that; None leaves them.
+        schedule: factor on every learning rate at a clock; one with a memory is told of validation results, see `judged`.
         momentum: the momentum, or Adam's first beta, at a clock; None leaves it.
-        precision: "bf16" runs the loss under autocast; parameters, gradients and optimizer state stay in fp32.
+        precision: "bf16" and "fp16" run the loss under autocast, "tf32" on a GPU's TF32 units; parameters, gradients and
+            optimizer state stay in fp32. What the device has not got is computed in fp32, and the first step says so.
 
     Raises:
         ConfigError: there is no trainable parameter, or the optimizer has no momentum to schedule.
@@ -68,6 +75,7 @@ class Descent:
         *,
         micro: int = 1,
         max_norm: float | None = None,
+        max_value: float | None = None,
         schedule: Callable[[Clock], float] = constant,
         momentum: Callable[[Clock], float | None] = unchanged,
         precision: Precision = "fp32",
@@ -78,10 +86,15 @@ class Descent:
             )
         self.named = dict(params)
         self.params: Sequence[nn.Parameter] = list(params.values())
-        self.make, self.micro, self.max_norm, self.schedule, self.precision = make, micro, max_norm, schedule, precision
-        self.momentum = momentum
+        self.make, self.micro, self.schedule, self.momentum = make, micro, schedule, momentum
         self.use(make(self.named, {}))
-        self.device, self.finite = self.params[0].device, Finite(self.params)
+        self.device = self.params[0].device
+        self.clipping = Clipping(self.params, max_norm=max_norm, max_value=max_value)
+        used, self.fallback = usable(precision, self.device)
+        self.precision: Precision = used
+        self.scaling = LossScale() if self.precision == "fp16" else None
+        self.overflow = False  # of a pass since the last step, of scaled gradients and not of its loss
+        self.stepped = False  # did the last `apply` change the parameters?
         self.made_of: Pass | None = None  # what the gradients that wait to be applied were made of
         self.attendant: Attendant | None = None  # set by the run this update is part of
 
@@ -104,6 +117,7 @@ class Descent:
         while True:
             try:
                 loss = self._accumulated(loss_fn, batch)
+                self._look_for_overflow(loss)
                 self.made_of = Pass(loss_fn, batch, loss, self.micro, self._mode)
                 return loss
             except (RuntimeError, MemoryError) as error:
@@ -129,14 +143,32 @@ class Descent:
         for part in split(batch, self.micro):
             with self._mode():
                 loss = loss_fn(part)
-            value = loss.value if self.micro == 1 else loss.value * loss.weight
-            value.backward(inputs=wanted)  # pyright: ignore[reportUnknownMemberType]
             losses.append(loss.detached())
+            with computing_backward(self.precision):
+                self._scaled(loss, losses[0]).backward(inputs=wanted)  # pyright: ignore[reportUnknownMemberType]
+        grads = [p.grad for p in self.params if p.grad is not None]
         if self.micro > 1:
-            total = sum(loss.weight for loss in losses)
-            grads = [p.grad for p in self.params if p.grad is not None]
-            torch._foreach_div_(grads, total)  # type: ignore[attr-defined]
+            torch._foreach_div_(grads, sum(loss.weight for loss in losses))  # type: ignore[attr-defined]
+        if self.scaling is not None:
+            unit = losses[0].weight if self.micro > 1 else 1.0
+            torch._foreach_mul_(grads, unit / self.scaling.value)  # type: ignore[attr-defined]
         return mean(losses)
+
+    def _scaled(self, loss: Loss, first: Loss) -> Tensor:
+        """What a slice's gradients are made of: its loss with its weight, and in fp16 the loss times the scale.
+
+        Weights count examples or tokens, so in fp16 they are taken in units of the first slice's: they would use up its range.
+        """
+        value = loss.value if self.micro == 1 else loss.value * loss.weight
+        if self.scaling is None:
+            return value
+        return value.float() * (self.scaling.value / (first.weight if self.micro > 1 else 1.0))
+
+    def _look_for_overflow(self, loss: Loss) -> None:
+        """Note whether scaled gradients overflowed where the loss did not: then it is the scale that is too large."""
+        if self.scaling is not None and bool(loss.value.isfinite()):
+            grads = [p.grad for p in self.params if p.grad is not None]
+            self.overflow = self.overflow or not self.clipping.finite(grads)
 
     def _cut_smaller(self, attendant: Attendant, rows: int, reason: str) -> None:
         """Let a slice hold half as many examples from here on, and say so."""
@@ -159,20 +191,21 @@ class Descent:
         )
 
     def _mode(self) -> AbstractContextManager[Any]:
-        """Autocast for bf16; nothing for fp32."""
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.params[0].device.type, dtype=torch.bfloat16)
+        return computing(self.precision, self.device)
 
     def apply(self, clock: Clock) -> None:
-        """Clip, set the learning rates of this clock, and let the optimizer step.
+        """Clip, set the learning rates of this clock, and let the optimizer step; not where fp16 gradients overflowed.
 
         Raises:
             NotFinite: a gradient or the loss is not finite; nothing has been changed.
         """
+        self._say_fallback(clock)
+        self.stepped = not self._skipped()
+        if not self.stepped:
+            return
         made_of, self.made_of = self.made_of, None
         grads = [p.grad for p in self.params if p.grad is not None]
-        if not self._clipped(grads, None if made_of is None else made_of.loss.value):
+        if not self.clipping(grads, None if made_of is None else made_of.loss.value):
             raise NotFinite(self.named, made_of)
         factor, momentum = self.schedule(clock), self.momentum(clock)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
@@ -180,22 +213,39 @@ class Descent:
             if momentum is not None:
                 _set_momentum(group, momentum)
         self.optimizer.step()
+        if self.scaling is not None:
+            self.scaling.good_step()
 
-    def _clipped(self, grads: Sequence[Tensor], loss: Tensor | None) -> bool:
-        """Scale the gradients down to `max_norm`; False where they or the loss are not finite, and are left as they are."""
-        if self.max_norm is None:
-            return self.finite(grads, loss)
-        norm = nn.utils.get_total_norm(grads)  # which is not finite where any gradient is not
-        if not math.isfinite(float(norm if loss is None else torch.add(norm, loss, alpha=0))):  # 0 * nan is nan
+    def _skipped(self) -> bool:
+        """Is this step not to be made because scaled gradients overflowed? The scale is halved then."""
+        overflow, self.overflow = self.overflow, False
+        if self.scaling is None:
             return False
-        nn.utils.clip_grads_with_norm_(self.params, self.max_norm, norm)
+        scale = self.scaling.value
+        if not overflow or not self.scaling.overflowed():
+            return False
+        self.made_of = None
+        if self.attendant is not None:
+            self.attendant.note(
+                f"{self.attendant.where()}: gradients overflowed in fp16 at a loss scale of {scale:,g}, so the step was skipped "
+                f"and the scale halved ({self.scaling.skipped} skipped so far)"
+            )
         return True
+
+    def _say_fallback(self, clock: Clock) -> None:
+        if self.fallback is not None and self.attendant is not None and clock.step == 0:
+            self.attendant.note(self.fallback)
 
     def __call__(self, loss_fn: LossFn, batch: Batch, clock: Clock) -> Loss:
         """`gradients`, then `apply`."""
         loss = self.gradients(loss_fn, batch)
         self.apply(clock)
         return loss
+
+    def judged(self, result: Mapping[str, float]) -> None:
+        """Tell a schedule that acts on validation results about one."""
+        if isinstance(self.schedule, Remembering):
+            self.schedule.judged(result)
 
     def adopt(self, previous: Update) -> None:
         """Copy the optimizer state of every parameter that an earlier Descent of the same kind of optimizer owned too.
@@ -205,6 +255,9 @@ class Descent:
         if not isinstance(previous, Descent):
             return
         self.micro = max(self.micro, previous.micro)  # memory will not suffice here either
+        remember(previous.schedule, self.schedule)
+        if self.scaling is not None and previous.scaling is not None:
+            self.scaling.value = previous.scaling.value
         if type(previous.optimizer) is not type(self.optimizer):
             return
         for name, parameter in self.named.items():
@@ -218,15 +271,27 @@ class Descent:
         groups = [
             {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
         ]
-        return {"state": state, "groups": groups, "micro": self.micro}
+        scaling = {} if self.scaling is None else {"scaling": self.scaling.state_dict()}
+        clipping = self.clipping.state_dict()
+        return {"state": state, "groups": groups, "micro": self.micro, "clipping": clipping, **scaling} | seen(
+            self.schedule
+        )
 
     def load_state_dict(self, state: State) -> None:
         """Take back what `state_dict` gave, by parameter name; parameters it does not name have no state then."""
         self.optimizer.state.clear()
+        if isinstance(self.schedule, Remembering):
+            self.schedule.load_state_dict(state["schedule"])
         if state.get("micro", 1) > self.micro:
             self.micro = int(state["micro"])
             if self.attendant is not None:
                 self.attendant.remind(f"batches are cut into {self.micro} slices, as memory had called for before")
+        if "clipping" in state:
+            self.clipping.load_state_dict(state["clipping"])
+        if self.scaling is not None and "scaling" in state:
+            self.scaling.load_state_dict(state["scaling"])
+        if self.fallback is not None and self.attendant is not None:
+            self.attendant.remind(self.fallback)
         for name, values in state["state"].items():
             self.optimizer.state[self.named[name]] = _copied(values)
         for group, saved in zip(self.optimizer.param_groups, state["groups"], strict=True):

@@ -24,7 +24,7 @@ from itertools import islice
 
 import torch
 
-from regraft.core.attend import attend, make_step
+from regraft.core.attend import attend, conclude, make_step
 from regraft.core.finite import refuse_bad_weights
 from regraft.core.modes import train_mode
 from regraft.core.protocols import Hook, State
@@ -139,6 +139,7 @@ def advance(run: Run, steps: int | None = None) -> Run:
     run.flush()
     if run.clock.step == run.clock.total or run.stopped:
         refuse_bad_weights(run)
+        conclude(run)
         for hook in run.hooks:
             hook.on_end(run)
     return run

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regraft.core.descent import Precision
 from regraft.core.modes import eval_mode
+from regraft.core.precision import HALVES, Precision
 from regraft.core.protocols import Encoded
 from regraft.data.loading import in_length_order
 from regraft.errors import RunError
@@ -31,7 +31,7 @@ M = TypeVar("M", bound=nn.Module)
 @contextmanager
 def evaluating(model: nn.Module, precision: Precision) -> Generator[None]:
     """Eval mode, no gradients, and one autocast for the whole block, so that weights are cast once and not for every batch."""
-    half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
+    half = torch.autocast("cpu", dtype=HALVES.get(precision, torch.bfloat16), enabled=precision in HALVES)
     with eval_mode(model), torch.inference_mode(), half:
         yield
 

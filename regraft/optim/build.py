@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from regraft.core.descent import Descent, Precision
+from regraft.core.descent import Descent
+from regraft.core.precision import Precision
 from regraft.core.protocols import NamedParams, UpdateBuilder, layers
 from regraft.optim.optimizers import Optimizer
 from regraft.optim.schedules import Constant, Schedule
@@ -18,6 +19,7 @@ class DescentBuilder:
     schedule: Schedule = field(default_factory=lambda: Constant())
     micro: int = 1
     max_norm: float | None = None
+    max_value: float | None = None
     precision: Precision = "fp32"
 
     def __call__(self, params: NamedParams) -> Descent:
@@ -27,7 +29,8 @@ class DescentBuilder:
             self.optimizer.build,
             micro=self.micro,
             max_norm=self.max_norm,
-            schedule=self.schedule,
+            max_value=self.max_value,
+            schedule=self.schedule.begin(),
             momentum=self.schedule.momentum,
             precision=self.precision,
         )

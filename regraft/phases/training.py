@@ -39,6 +39,7 @@ def builder(options: TrainSpec) -> DescentBuilder:
         schedule=cast(Schedule, options.schedule),
         micro=options.micro,
         max_norm=options.max_norm,
+        max_value=options.max_value,
         precision=options.precision,
     )
 
@@ -133,6 +134,7 @@ class Validate(Hook):
             return
         result = {"step": float(done), **self.valid.measure(run.recipe.model)}
         self.results.append(result)
+        run.judged(result)
         if run.log is not None:
             run.flush()
             names = {"score": "valid/score", "loss": "valid/loss"}

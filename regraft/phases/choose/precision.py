@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regraft.core.descent import Precision
 from regraft.core.forward import called_on, forward
 from regraft.core.modes import eval_mode
+from regraft.core.precision import Precision, supports
 from regraft.data.encoded import Encoded
 
 SECONDS, MOST_SECONDS = 0.25, 1.0  # of measuring: about, and where a pass is slow
@@ -65,9 +65,7 @@ def choose_precision(
 
 def has_bf16(device: torch.device) -> bool:
     """Can this kind of device compute in bf16 without imitating it? A processor always can; measuring tells how fast."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu"
+    return supports("bf16", device)
 
 
 def asked_for(precision: str) -> str:

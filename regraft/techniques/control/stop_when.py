@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from regraft.core import Clock, Hook, Loss, Recipe, Run, Stage, Technique, Update, UpdateWrapper, each_stage
+from regraft.core.descent import Descent
 from regraft.core.protocols import NamedParams, UpdateBuilder, layers
 
 
@@ -34,7 +36,8 @@ class Measured(UpdateWrapper):
         self.gradient = norm_of([p.grad for p in self.params if p.grad is not None])
         before = [p.detach().clone() for p in self.params] if self.steps else []
         self.base.apply(clock)
-        self.step = norm_of([p.detach() - old for p, old in zip(self.params, before, strict=False)])
+        skipped = any(isinstance(each, Descent) and not each.stepped for each in layers(self.base))  # for fp16 overflow
+        self.step = inf if skipped else norm_of([p.detach() - old for p, old in zip(self.params, before, strict=False)])
 
 
 @dataclass(frozen=True)
