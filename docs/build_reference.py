@@ -29,7 +29,19 @@ from regraft.optim.schedules import Schedule
 
 DOCS = Path(__file__).resolve().parent
 GENERATED = "<!-- Written by docs/build_reference.py from the docstrings; edit those. -->\n"
-FOLDERS = ["transfer", "peft", "regularise", "control", "distil", "domain", "meta", "continual", "generative", "alignment"]
+FOLDERS = [
+    "transfer",
+    "peft",
+    "augment",
+    "regularise",
+    "control",
+    "distil",
+    "domain",
+    "meta",
+    "continual",
+    "generative",
+    "alignment",
+]
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 FAMILIES = {
     "optimizer": (

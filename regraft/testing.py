@@ -21,19 +21,37 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
 from regraft.config.catalogue import find
 from regraft.config.parse import dump_one, parse_one
 from regraft.config.recipe import recipe_from_tree
-from regraft.core import Recipe, Report, Stage, Technique, compile, fit, trainable
+from regraft.core import (
+    Batch,
+    Clock,
+    Loss,
+    Objective,
+    Recipe,
+    Report,
+    Stage,
+    Technique,
+    compile,
+    fit,
+    forward,
+    trainable,
+)
 from regraft.core.checkpoint import Checkpointer, load
+from regraft.core.protocols import Encoded
 from regraft.core.seeding import generator
 from regraft.core.stage import SLOTS
 from regraft.data.sources import Examples
+from regraft.data.toys import ToyPictures as ToyPictures
+from regraft.data.toys import ToyTexts as ToyTexts
 from regraft.errors import Conflict
 from regraft.losses.supervised import cross_entropy
+from regraft.losses.tasks import TaskLosses
 from regraft.optim.build import DescentBuilder
 from regraft.optim.optimizers import SGD, Adam, Optimizer
 
@@ -61,6 +79,9 @@ class Rows:
         return {"x": self.x[torch.from_numpy(rows)]}
 
 
+Shows = Callable[[Tensor], Encoded]  # rows (N, 8) as encoded examples: Rows, ToyPictures, ToyTexts
+
+
 def blobs(
     *, n: int = 128, classes: int = 4, width: int = 8, shift: float = 0.0, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
@@ -71,10 +92,10 @@ def blobs(
     return centres[y] + torch.randn(n, width, generator=random) + shift, y
 
 
-def examples(*, shift: float = 0.0, seed: int = 0, batch_size: int = 32) -> Examples:
+def examples(*, shift: float = 0.0, seed: int = 0, batch_size: int = 32, shows: Shows = Rows) -> Examples:
     """A source over blobs."""
     x, y = blobs(shift=shift, seed=seed)
-    return Examples(Rows(x), y, batch_size=batch_size, seed=seed)
+    return Examples(shows(x), y, batch_size=batch_size, seed=seed)
 
 
 def network(dropout: float = 0.0, *, seed: int = 0) -> nn.Module:
@@ -104,6 +125,22 @@ class Players(nn.Module):
         return self.discriminator(x)
 
 
+class EachClass:
+    """An objective with four tasks: each class against the rest."""
+
+    task_names = ("a", "b", "c", "d")
+
+    def tasks(self, model: nn.Module, batch: Batch, clock: Clock) -> TaskLosses:
+        """Binary cross-entropy of each logit."""
+        logits = forward(model, batch).float()
+        each = F.binary_cross_entropy_with_logits(logits, F.one_hot(batch["y"], 4).float(), reduction="none")
+        return TaskLosses(each.mean(0), len(each))
+
+    def __call__(self, model: nn.Module, batch: Batch, clock: Clock) -> Loss:
+        """The mean over the tasks."""
+        return self.tasks(model, batch, clock).mean()
+
+
 Network = Callable[[float], nn.Module]  # dropout -> a model with the same weights at each call
 
 
@@ -115,6 +152,8 @@ def toy_recipe(
     precision: Literal["fp32", "bf16"] = "fp32",
     optimizer: Optimizer | None = None,
     frozen: bool = False,
+    shows: Shows = Rows,
+    objective: Objective = cross_entropy,
 ) -> Recipe:
     """Two stages over different blobs, with a `teacher` among the models and a `target` among the sources.
 
@@ -125,17 +164,32 @@ def toy_recipe(
         precision: of the forward pass.
         optimizer: default Adam.
         frozen: the model's first layer does not train.
+        shows: how rows are shown, such as `ToyPictures`.
+        objective: of both stages.
     """
+    model = _seeing(model, shows)
     if frozen:
         first = next(module for module in model.modules() if isinstance(module, nn.Linear))
         first.requires_grad_(False)
     update = DescentBuilder(optimizer=optimizer or Adam(lr=0.01), micro=micro, precision=precision)
     stages = tuple(
-        Stage(name=name, model=model, source=examples(seed=seed), objective=cross_entropy, update=update, steps=steps)
+        Stage(
+            name=name,
+            model=model,
+            source=examples(seed=seed, shows=shows),
+            objective=objective,
+            update=update,
+            steps=steps,
+        )
         for seed, name in enumerate(("first", "second"))
     )
-    target = examples(shift=1.5, seed=4)
-    return Recipe(model=model, stages=stages, models={"teacher": network(seed=3)}, sources={"target": target})
+    target, teacher = examples(shift=1.5, seed=4, shows=shows), _seeing(network(seed=3), shows)
+    return Recipe(model=model, stages=stages, models={"teacher": teacher}, sources={"target": target})
+
+
+def _seeing(model: nn.Module, shows: Shows) -> nn.Module:
+    """The model, taking pictures where rows are shown as such."""
+    return nn.Sequential(nn.Flatten(), *model.children()) if shows is ToyPictures else model
 
 
 def state_of(recipe: Recipe) -> dict[str, Tensor]:
@@ -161,6 +215,8 @@ class _Options:
     network: Network = network  # builds the model it trains
     effect: bool = True  # does it change the trained weights? CachePrefix must not
     gentle: Optimizer = field(default_factory=lambda: SGD(lr=0.05))  # one that rounding in a gradient moves little
+    objective: Objective = cross_entropy  # of the toy's stages; EachClass() has several tasks
+    shows: Shows = Rows  # how the toy's rows are shown: as they are, as ToyPictures, as ToyTexts
 
 
 @dataclass(frozen=True)
@@ -186,7 +242,10 @@ class TechniqueContract:
     ) -> Recipe:  # fmt: skip
         """A fresh compiled recipe, always with the same first weights."""
         model = self.case.network(dropout)
-        recipe = toy_recipe(model, steps=steps, micro=micro, precision=precision, optimizer=optimizer, frozen=frozen)
+        recipe = toy_recipe(
+            model, steps=steps, micro=micro, precision=precision, optimizer=optimizer, frozen=frozen, shows=self.case.shows,
+            objective=self.case.objective,
+        )  # fmt: skip
         return compile(recipe, techniques)
 
     def test_neutral_setting_is_the_identity_bit_for_bit(self) -> None:
@@ -210,7 +269,9 @@ class TechniqueContract:
     def test_it_touches_only_the_slots_it_declares(self) -> None:
         """What it does not declare stays the same object, and the recipe it is given stays as it was."""
         technique = self.case.technique
-        recipe = toy_recipe(self.case.network(0.0), frozen=True)
+        recipe = toy_recipe(
+            self.case.network(0.0), frozen=True, shows=self.case.shows, objective=self.case.objective
+        )  # fmt: skip
         slots = [{slot: getattr(stage, slot) for slot in SLOTS} for stage in recipe.stages]
         applied = technique.apply(recipe)
         for stage, before in zip(recipe.stages, slots, strict=True):

@@ -19,6 +19,7 @@ from regraft.errors import ConfigError, DataError, ModelError
 DEFAULT_LENGTH = 256  # tokens; longer texts are cut unless the user asks for more
 CHUNK = 10_000  # texts handed to the tokenizer at once
 PAIRED_TYPES = "token_type_ids"
+TextColumns = Mapping[str, list[str]]  # texts by column name
 
 
 @dataclass(frozen=True)
