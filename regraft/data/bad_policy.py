@@ -244,8 +244,9 @@ def _as_before(
             raise DataError(f"data.left_out: the data has no {split!r} split; take left_out out of the recipe")
         part = parts[split]
         place = {int(row): at for at, row in enumerate(part.rows)} if part.stored is None else {}
+        known = len(part.rows) + sum(p.split == split for p in problems)
         for kind, text in kinds.items():
-            for row in from_ranges(text):
+            for row in from_ranges(text, most=known):
                 name = _file_of(part, place[row]) if row in place else None
                 said = f"{name or f'row {row} of {part.name}'} is left out ({KINDS.get(kind, kind)})"
                 fresh = Problem(kind=kind, split=split, row=None if name else row, file=name or part.name, message=said)
@@ -294,18 +295,20 @@ def ranges(rows: np.ndarray) -> str:
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def from_ranges(text: str) -> list[int]:
-    """The numbers again. DataError where the text is none that `ranges` writes.
+def from_ranges(text: str, *, most: int) -> list[int]:
+    """The numbers again. DataError where the text is none that `ranges` writes, or holds more than `most` numbers.
 
-    >>> from_ranges("3,17,90-92")
+    >>> from_ranges("3,17,90-92", most=5)
     [3, 17, 90, 91, 92]
     """
-    out: list[int] = []
+    runs: list[range] = []
     for piece in text.split(",") if text else []:
-        first, _, last = piece.partition("-")
         if not re.fullmatch(r"[0-9]{1,18}(-[0-9]{1,18})?", piece):
             raise DataError(f"data.left_out: rows are written as 3,17,90-92, got {text[:40]!r}")
-        if int(last or first) - int(first) > 100_000_000:
-            raise DataError(f"data.left_out: {piece!r} are more rows than any data has")
-        out += range(int(first), int(last or first) + 1)
-    return out
+        first, _, last = piece.partition("-")
+        runs.append(range(int(first), int(last or first) + 1))
+    if (total := sum(run.stop - run.start for run in runs if run)) > most:
+        raise DataError(
+            f"data.left_out: {text[:40]!r} are {total:,} rows, and the data has {most:,}; take left_out out of the recipe"
+        )
+    return [row for run in runs for row in run]
