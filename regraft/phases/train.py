@@ -35,7 +35,7 @@ from regraft.phases.judges import Judge, Results, Watch, judge_for, measured
 from regraft.phases.progress import Reporter, Silent
 from regraft.phases.report.document import write_report
 from regraft.phases.rundir import EVENTS, MANIFEST, METRICS, PHASES, RECIPE, EventLog, RunDirectory
-from regraft.phases.training import Endings, StepCounter, Valid, newest_score, weight_bytes
+from regraft.phases.training import Endings, StepCounter, Valid, epochs_of, newest_score, weight_bytes
 from regraft.phases.working import working
 from regraft.transforms.temperature import Calibration
 
@@ -312,7 +312,8 @@ def _scored(job: Job, entry: Entry, split: str, outputs: np.ndarray) -> Scored:
     """Outputs beside the targets, both in the target's own unit."""
     if entry.task == "regression":
         mean, deviation = entry.scale
-        outputs = outputs.reshape(len(outputs)).astype(np.float64) * deviation + mean
+        several = np.ndim(mean) > 0
+        outputs = (outputs if several else outputs.reshape(len(outputs))).astype(np.float64) * deviation + mean
     return Scored(
         scores=Calibration(kind="identity", task=entry.task).probabilities(outputs),
         targets=entry.materials.raw_targets(split),
@@ -324,7 +325,7 @@ def _document(job: Job, made: Made) -> dict[str, Any]:
     """metrics.json: the finished model, the probe it started from if it did, and the other entries with these classes."""
     main, spec = made.assembled.main, job.spec
     schema = main.materials.dataset.schema
-    question = Question(task=schema.task, classes=schema.classes, seed=spec.seed)
+    question = Question(task=schema.task, classes=schema.classes, targets=schema.label, seed=spec.seed)
     splits = [split for split in ("valid", "test") if main.has(split)]
     saved = {
         name: {s: _scored(job, main, s, np.load(job.run.path / PHASES / f"{name}_{s}.npy")) for s in splits}
@@ -360,6 +361,7 @@ def _extra(job: Job, made: Made) -> dict[str, Any]:
         "valid": {key: results[-1].get(key) for key in ("score", "loss")},
         "steps": steps,
         "planned_steps": steps,
+        "epochs": epochs_of(steps, used["train"], job.spec.train.batch_size),
         "seconds": line["seconds"],
         "flops": None,
         "rung": 0,

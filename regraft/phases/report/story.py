@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from regraft.phases.report.figures import Line, Range, interval_chart, line_chart
+from regraft.phases.report.landscape import around
 from regraft.phases.report.read import Absent, RunFiles
 from regraft.phases.report.summary import five_lines, headline_split, named, total_of, with_interval
 from regraft.phases.report.words import (
@@ -256,7 +257,28 @@ def curves(run: RunFiles) -> dict[str, Any]:
         raise Absent("events.jsonl holds neither a training loss nor a validation score.")
     left_out = len(stages) - len(shown)
     note = f"{left_out} earlier stages are left out of the figure; events.jsonl holds them all." if left_out else ""
-    return {"figures": figures, "front": front, "others": len(shown) - 1, "note": note}
+    return {
+        "figures": figures,
+        "front": front,
+        "others": len(shown) - 1,
+        "note": " ".join(each for each in (note, best_step(run, front)) if each),
+        "around": around(run),
+    }
+
+
+def best_step(run: RunFiles, stage: str) -> str:
+    """At which step and epoch validation was best, as a sentence; empty where it was not measured."""
+    scores = run.curves.get((stage, "valid/score")) or []
+    losses = dict(run.curves.get((stage, "valid/loss")) or [])
+    if not scores:
+        return ""
+    at = max(scores, key=lambda point: (point[1], -losses.get(point[0], 0.0)))[0]
+    found = next((c for c in run.metrics.get("candidates") or () if c.get("name") == run.metrics.get("winner")), {})
+    epochs, steps = found.get("epochs"), found.get("steps")
+    passes = ""
+    if is_number(epochs) and is_number(steps) and steps:
+        passes = f", epoch {decimal(epochs * at / steps, 1)}"
+    return f"Validation was best at step {whole(at)} of {whole(scores[-1][0])}{passes}."
 
 
 def seen(run: RunFiles) -> str:
