@@ -69,7 +69,8 @@ def _json_lines(stream: IO[str], part: list[Prediction]) -> None:
 def _rows(stream: IO[str], predictor: Predictor, *, reasons: bool) -> Any:
     """A writer of CSV rows, the header before the first of them; `reasons` adds the column that bad rows need."""
     writer = csv.writer(stream, lineterminator="\n")
-    names = [name for name in predictor.fields if name != "probabilities"]
+    names = [name for name in predictor.fields if name not in ("probabilities", "values")]
+    names += list(predictor.schema.label) if "values" in predictor.fields else []
     names += list(predictor.schema.classes) if predictor.schema.task == "multilabel" else []
     writer.writerow([harmless(name) for name in [*names, *(["reason"] if reasons else [])]])
 
@@ -89,6 +90,8 @@ def _record(prediction: Prediction) -> dict[str, str]:
     if prediction.value is not None:
         limits = {} if prediction.low is None else {"low": f"{prediction.low:.6g}", "high": f"{prediction.high:.6g}"}
         return {"value": f"{prediction.value:.6g}"} | limits
+    if prediction.values is not None:
+        return {name: f"{value:.6g}" for name, value in prediction.values.items()}
     if prediction.labels is not None:
         shown = {name: f"{value:.4f}" for name, value in prediction.probabilities.items()}
         return shown | {"labels": " | ".join(prediction.labels)}

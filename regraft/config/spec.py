@@ -41,8 +41,8 @@ class Named(Spec):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Register the class under its family once pydantic has built it."""
         super().__pydantic_init_subclass__(**kwargs)
-        if not cls.family or "family" in cls.__dict__:
-            return  # the base class of a family is not a member of it
+        if not cls.family or "family" in cls.__dict__ or cls.__name__.startswith("_"):
+            return  # the base class of a family is not a member of it, nor is what members share
         members = Named.known.setdefault(cls.family, {})
         other = members.get(cls.__name__)
         if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):

@@ -205,10 +205,13 @@ def _gaps() -> pa.Array:
 
 def _label_faults(table: pa.Table, schema: Schema) -> Iterator[Fault]:
     """Rows without a label, in a table in which some rows have one, and targets that are no finite number."""
-    if len(schema.label) != 1 or schema.label[0] not in table.column_names or schema.task == "multilabel":
-        return
-    name = schema.label[0]
-    column = table.column(name)
+    if schema.task != "multilabel":
+        for name in schema.label:
+            if name in table.column_names:
+                yield from _faults_of_label(table.column(name), name, schema)
+
+
+def _faults_of_label(column: pa.ChunkedArray, name: str, schema: Schema) -> Iterator[Fault]:
     if schema.task == "regression" and (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
         values = column.to_numpy().astype(np.float64)
         huge = np.flatnonzero(np.isinf(values) | (np.abs(np.nan_to_num(values, posinf=0, neginf=0)) > LARGEST_TARGET))

@@ -26,7 +26,9 @@ class Schema:
 
     modality: Modality
     inputs: tuple[str, ...]  # text: one or two columns; image: one; table: one or more
-    label: tuple[str, ...]  # one column, or several 0/1 columns for multi-label; () when there is no label
+    label: tuple[
+        str, ...
+    ]  # one column, or several: 0/1 for multi-label, numbers for regression; () when there is no label
     task: Task
     classes: tuple[str, ...] = ()  # names in the order of the class ids; () for regression
     group: str | None = None  # rows of one group never stand on both sides of a split
@@ -37,8 +39,13 @@ class Schema:
 
     @property
     def num_outputs(self) -> int:
-        """Width of the head: the number of classes, or 1 for regression."""
-        return len(self.classes) if self.classes else 1
+        """Width of the head: the number of classes, or of targets for regression."""
+        return len(self.classes) or max(1, len(self.label))
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """Names of what one row asks: each label of multi-label data, each target of a regression; one name otherwise."""
+        return self.classes if self.task == "multilabel" else self.label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +145,7 @@ class Dataset:
         """Labels of a split, in the order of its rows.
 
         Classification: (N,) int64 class ids, -1 where the label is missing or unknown to `schema.classes`.
-        Multi-label: (N, C) float32 of 0 and 1. Regression: (N,) float32, NaN where missing.
+        Multi-label: (N, C) float32 of 0 and 1. Regression: (N,) float32, NaN where missing; (N, T) where several columns are.
         """
         from regraft.data.labels import encode_targets
 

@@ -26,7 +26,7 @@ def encode_targets(table: pa.Table, schema: Schema, *, num_rows: int | None = No
     """Labels of the rows of `table`, which holds the label columns (none of them: every label is missing).
 
     Classification: (N,) int64 class ids, -1 where the label is missing or unknown to `schema.classes`.
-    Multi-label: (N, C) float32 of 0 and 1. Regression: (N,) float32, NaN where missing.
+    Multi-label: (N, C) float32 of 0 and 1. Regression: (N,) float32, NaN where missing; (N, T) of several columns.
     """
     count = table.num_rows if num_rows is None else num_rows
     columns = [name for name in schema.label if name in table.column_names]
@@ -39,7 +39,9 @@ def encode_targets(table: pa.Table, schema: Schema, *, num_rows: int | None = No
             else np.zeros((count, len(schema.classes)), np.float32)
         )
     if schema.task == "regression":
-        return _floats(table.column(columns[0]), missing=np.nan) if columns else np.full(count, np.nan, np.float32)
+        unknown = np.full(count, np.nan, np.float32)
+        values = [_floats(table.column(name), missing=np.nan) if name in columns else unknown for name in schema.label]
+        return np.stack(values, axis=1) if len(values) > 1 else (values or [unknown])[0]
     if not columns:
         return np.full(count, -1, np.int64)
     names = pa.array(schema.classes, pa.string())

@@ -79,6 +79,8 @@ def _kept(part: Part, dropped: np.ndarray | None) -> np.ndarray:
 
 def _strata(table: pa.Table, schema: Schema) -> np.ndarray:
     targets = encode_targets(table.select(list(schema.label)), schema)
+    if schema.task == "regression" and targets.ndim == 2:
+        targets = targets[:, 0]
     return strata_of(targets, num_rows=table.num_rows)
 
 
@@ -159,5 +161,6 @@ def _said(name: str, taken: int, of: int, schema: Schema, spec: DataSpec) -> str
         how = f"whole groups of {schema.group!r}, seed {spec.seed}"
     else:
         kept = "equal inputs kept together"
-        how = f"{'by tenths of the label' if schema.task == 'regression' else 'stratified by label'}, {kept}, seed {spec.seed}"
+        tenths = f"by tenths of {schema.label[0]!r}" if len(schema.label) > 1 else "by tenths of the label"
+        how = f"{tenths if schema.task == 'regression' else 'stratified by label'}, {kept}, seed {spec.seed}"
     return f"{name} is cut from train: {taken:,} of {of:,} rows ({how}); change with --set data.{name}=SHARE"

@@ -336,10 +336,9 @@ def _with_classes(read: Parts, schema: Schema, spec: DataSpec, dropped: Mapping[
     ]
     if schema.task == "regression":
         targets = encode_targets(parts["train"].table.select(list(schema.label)), schema)
-        if not np.isfinite(targets).any():
-            raise DataError(
-                f"{spec.path}: the label {label!r} holds no number in any training row; give another --label"
-            )
+        if not np.isfinite(targets).reshape(len(targets), -1).all(1).any():
+            named = " and ".join(map(repr, schema.label))
+            raise DataError(f"{spec.path}: the label {named} holds no number in any training row; give another --label")
         return schema
     if schema.task == "multilabel":
         classes = schema.label if len(schema.label) > 1 else multilabel_values(columns)

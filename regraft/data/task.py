@@ -33,8 +33,7 @@ def detect_task(
         return "multiclass" if spec.task == "auto" else spec.task
     name, *more = label
     if more:
-        _check_indicators(table, label, spec)
-        return "multilabel"
+        return _of_several(table, label, spec, reasons)
     one = profiles[name]
     if spec.task != "auto":
         _check_given(one, spec)
@@ -83,16 +82,35 @@ def _check_given(one: Profile, spec: DataSpec) -> None:
         )
 
 
-def _check_indicators(table: pa.Table, label: tuple[str, ...], spec: DataSpec) -> None:
-    """Refuse several label columns that are not of 0 and 1, or with another task than multi-label."""
-    if spec.task not in ("auto", "multilabel"):
+def _of_several(table: pa.Table, label: tuple[str, ...], spec: DataSpec, reasons: list[str]) -> Task:
+    """Multi-label of columns of 0 and 1, or a regression of several numbers; other columns and tasks are refused."""
+    if spec.task not in ("auto", "multilabel", "regression"):
         raise DataError(
             f"--task {spec.task} takes one label column, but {len(label)} are given; leave out {label[1]!r}"
         )
-    for name in label:
-        column = table.column(name)
-        column = column.cast(pa.int64()) if pa.types.is_boolean(column.type) else column
-        if pa.types.is_string(column.type) or not set(pc.unique(column.drop_null()).to_pylist()) <= {0, 1}:
-            raise DataError(
-                f"--label: with several label columns each must hold 0 and 1, but {name!r} holds other values"
-            )
+    others = [name for name in label if not _is_indicator(table.column(name))]
+    if spec.task != "regression" and not others:
+        return "multilabel"
+    words = [name for name in label if not _is_number(table.column(name))]
+    if spec.task == "regression":
+        if words:
+            raise DataError(f"--task regression needs numbers as labels, but {words[0]!r} holds text; leave it out")
+        return "regression"
+    if spec.task == "multilabel" or words or len(others) < len(label):
+        raise DataError(
+            f"--label: with several label columns each must hold 0 and 1, but {(words or others)[0]!r} holds other values; "
+            "for a regression of several numbers give --task regression"
+        )
+    reasons.append(
+        f"the task is regression of {len(label)} numbers, because all label columns hold numbers other than 0 and 1"
+    )
+    return "regression"
+
+
+def _is_indicator(column: pa.ChunkedArray) -> bool:
+    column = column.cast(pa.int64()) if pa.types.is_boolean(column.type) else column
+    return not pa.types.is_string(column.type) and set(pc.unique(column.drop_null()).to_pylist()) <= {0, 1}
+
+
+def _is_number(column: pa.ChunkedArray) -> bool:
+    return pa.types.is_integer(column.type) or pa.types.is_floating(column.type)

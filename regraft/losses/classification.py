@@ -66,12 +66,16 @@ class CrossEntropy(_Weighted):
     def values(self, outputs: Tensor, target: Tensor, question: Question) -> Tensor:
         """-sum_c q_c log p_c, with q the smoothed target."""
         if question.task == "multilabel":
-            soft = target * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
-            weight = self._of_labels(target, question)
-            return F.binary_cross_entropy_with_logits(outputs, soft, weight=weight, reduction="none").mean(-1)
+            return self.task_values(outputs, target, question).mean(-1)
         log_p = outputs.log_softmax(-1)
         right = log_p.gather(1, target.clamp(min=0)[:, None]).squeeze(1)
         return -(1 - self.label_smoothing) * right - self.label_smoothing * log_p.mean(-1)
+
+    def task_values(self, outputs: Tensor, target: Tensor, question: Question) -> Tensor:
+        """The binary cross-entropy of each label."""
+        soft = target * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
+        weight = self._of_labels(target, question)
+        return F.binary_cross_entropy_with_logits(outputs, soft, weight=weight, reduction="none")
 
 
 class Focal(_Weighted):
@@ -89,12 +93,16 @@ class Focal(_Weighted):
     def values(self, outputs: Tensor, target: Tensor, question: Question) -> Tensor:
         """Of labels the mean over them."""
         if question.task == "multilabel":
-            signed = torch.where(target > 0.5, outputs, -outputs)
-            each = -F.logsigmoid(signed) * torch.sigmoid(-signed) ** self.gamma
-            weight = self._of_labels(target, question)
-            return (each if weight is None else each * weight).mean(-1)
+            return self.task_values(outputs, target, question).mean(-1)
         log_p = outputs.log_softmax(-1).gather(1, target.clamp(min=0)[:, None]).squeeze(1)
         return -log_p * (1 - log_p.exp()).clamp(min=1e-12) ** self.gamma
+
+    def task_values(self, outputs: Tensor, target: Tensor, question: Question) -> Tensor:
+        """That of each label."""
+        signed = torch.where(target > 0.5, outputs, -outputs)
+        each = -F.logsigmoid(signed) * torch.sigmoid(-signed) ** self.gamma
+        weight = self._of_labels(target, question)
+        return each if weight is None else each * weight
 
 
 class _Overlap(WholeBatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,8 +13,10 @@ from regraft.config.spec import Named
 from regraft.core import Batch, Clock, Loss, Objective, forward
 from regraft.errors import ConfigError
 from regraft.losses.supervised import OTHER, SHARE, objective_for
+from regraft.losses.tasks import TaskLosses
 
 CLASSES = frozenset({"binary", "multiclass"})
+USUAL = {"multilabel": "CrossEntropy", "regression": "MSE"}  # the loss of several tasks where a recipe names none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,7 @@ class Question:
 
     task: str  # binary, multiclass, multilabel or regression
     counts: Tensor | None = None  # (C,) training examples of each class or label
+    tasks: tuple[str, ...] = ()  # names of what each example is asked: the labels, or the targets of a regression
 
 
 class Criterion(Named):
@@ -29,6 +33,7 @@ class Criterion(Named):
 
     family: ClassVar[str] = "loss"
     tasks: ClassVar[frozenset[str]] = frozenset()
+    one_target: ClassVar[bool] = False  # does it need a regression to have one target?
 
     def objective(self, question: Question) -> Objective:
         """The objective that calls the model and compares its outputs with `y`.
@@ -41,6 +46,11 @@ class Criterion(Named):
             raise ConfigError(
                 f"train.loss: {type(self).__name__} is for {' and '.join(sorted(self.tasks))}, but the task is {question.task}; "
                 f"take {fitting}, or leave `loss` out"
+            )
+        if self.one_target and len(question.tasks) > 1:
+            raise ConfigError(
+                f"train.loss: {type(self).__name__} orders examples by one number, but the label names "
+                f"{', '.join(question.tasks)}; name one of them, or take MSE, MAE or Huber"
             )
         return self._objective(question)
 
@@ -58,9 +68,16 @@ class EachExample(Criterion):
         """(N,) losses of outputs (N, C) in fp32; rows whose target is missing may hold anything finite."""
         raise NotImplementedError(f"{type(self).__name__} does not say what an example costs")
 
+    def task_values(self, outputs: Tensor, target: Tensor, question: Question) -> Tensor:
+        """(N, T) losses of each of the T tasks of an example, whose mean is `values`."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what a task costs")
+
     def weights(self, target: Tensor, question: Question) -> Tensor:
         """(N,) weights in the mean; 0 for rows whose target is missing."""
         return (target >= 0).float() if question.task in CLASSES else torch.ones(len(target), device=target.device)
+
+
+Values = Callable[[Tensor, Tensor, Question], Tensor]
 
 
 class WholeBatch(Criterion):
@@ -84,16 +101,33 @@ class MeanOverExamples(nn.Module):
     def forward(self, model: nn.Module, batch: Batch, clock: Clock) -> Loss:
         """Mean loss; for classes `accuracy` in the log."""
         outputs, target = forward(model, batch).float(), batch["y"]
+        value, weight = self._mean(self.criterion.values, outputs, batch)
+        terms = {"accuracy": _accuracy(outputs, target)} if self.question.task in CLASSES else {}
+        return Loss(value, weight, terms)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Of the tasks, where an example has several."""
+        return self.question.tasks
+
+    def tasks(self, model: nn.Module, batch: Batch, clock: Clock) -> TaskLosses:
+        """The mean loss of each task; their mean is the loss."""
+        values, weight = self._mean(self.criterion.task_values, forward(model, batch).float(), batch)
+        return TaskLosses(values, weight)
+
+    def _mean(self, of: Values, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The mean of values (N,) or (N, T) over the examples, and the weight it is the mean of."""
+        target = batch["y"]
         parts = [(target, batch[SHARE]), (batch[OTHER], 1 - batch[SHARE])] if SHARE in batch else [(target, None)]
         total, weight = outputs.new_zeros(()), outputs.new_zeros(())
         for each, share in parts:
             weights = self.criterion.weights(each, self.question)
             weights = weights if share is None else weights * share
-            total = total + (weights * self.criterion.values(outputs, each, self.question)).sum()
+            values = of(outputs, each, self.question)
+            total = total + (weights.reshape(-1, *[1] * (values.ndim - 1)) * values).sum(0)
             weight = weight + weights.sum()
         weight = weight.clamp(min=1e-6)
-        terms = {"accuracy": _accuracy(outputs, target)} if self.question.task in CLASSES else {}
-        return Loss(total / weight, weight, terms)
+        return total / weight, weight
 
 
 class OverBatch(nn.Module):
@@ -124,12 +158,18 @@ class OverBatch(nn.Module):
         return Loss(self.criterion.value(outputs, target, self.question), len(outputs), terms)
 
 
-def question_of(task: str, targets: Tensor | None, num_outputs: int = 0) -> Question:
-    """The question that training targets (N,) or (N, C) put; missing ones are -1."""
+def question_of(task: str, targets: Tensor | None, num_outputs: int = 0, names: tuple[str, ...] = ()) -> Question:
+    """The question that training targets (N,) or (N, C) put; missing ones are -1.
+
+    `names` are those of the labels, or of the targets of a regression.
+    """
+    if task in USUAL and not names and targets is not None and targets.ndim == 2:
+        names = tuple(str(t) for t in range(targets.shape[1]))
+    tasks = names if task in USUAL else ()
     if targets is None or task == "regression":
-        return Question(task=task)
+        return Question(task=task, tasks=tasks)
     if task == "multilabel":
-        return Question(task=task, counts=targets.sum(0).float())
+        return Question(task=task, counts=targets.sum(0).float(), tasks=tasks)
     return Question(task=task, counts=torch.bincount(targets[targets >= 0], minlength=num_outputs).float())
 
 
@@ -143,7 +183,11 @@ def criteria_for(task: str) -> list[str]:
 def objective_of(criterion: Named | None, question: Question) -> Objective:
     """The objective of a recipe: that of its loss, or the usual one of the task."""
     if criterion is None:
-        return objective_for(question.task)
+        if len(question.tasks) < 2:
+            return objective_for(question.task)
+        from regraft.config.catalogue import find
+
+        criterion = find("loss", USUAL[question.task])()
     assert isinstance(criterion, Criterion), "the family holds nothing else"
     return criterion.objective(question)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -11,30 +12,44 @@ from torch import Tensor
 from regraft.losses.criterion import EachExample, Question, WholeBatch
 
 
-class MSE(EachExample):
-    """Squared error, in units of the training targets' variance; its best constant is the mean."""
+class _OfErrors(EachExample):
+    """A function of `f - y`; of several targets the mean over them."""
 
     tasks: ClassVar[frozenset[str]] = frozenset({"regression"})
 
     def values(self, outputs: Tensor, target: Tensor, question: Question) -> Tensor:
+        """The mean over the targets."""
+        return self.task_values(outputs, target, question).mean(-1)
+
+    def task_values(self, outputs: Tensor, target: Tensor, question: Question) -> Tensor:
+        """That of each target."""
+        return self.of(outputs.reshape(len(target), -1) - target.reshape(len(target), -1))
+
+    def of(self, error: Tensor) -> Tensor:
+        """The loss of errors of any shape."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what an error costs")
+
+
+class MSE(_OfErrors):
+    """Squared error, in units of the training targets' variance; its best constant is the mean."""
+
+    def of(self, error: Tensor) -> Tensor:
         """`(f - y)^2`."""
-        return (outputs.squeeze(-1) - target).square()
+        return error.square()
 
 
-class MAE(EachExample):
+class MAE(_OfErrors):
     """Absolute error, in units of the training targets' standard deviation.
 
     Its best constant is the median, which outliers hardly move.
     """
 
-    tasks: ClassVar[frozenset[str]] = frozenset({"regression"})
-
-    def values(self, outputs: Tensor, target: Tensor, question: Question) -> Tensor:
+    def of(self, error: Tensor) -> Tensor:
         """`|f - y|`."""
-        return (outputs.squeeze(-1) - target).abs()
+        return error.abs()
 
 
-class Huber(EachExample):
+class Huber(_OfErrors):
     """Half the squared error near the target and a straight line from `delta` on: no example pulls harder than `delta`.
 
     Huber, 1964, Annals of Mathematical Statistics 35(1).
@@ -43,13 +58,11 @@ class Huber(EachExample):
         delta: where the line begins, in standard deviations of the training targets.
     """
 
-    tasks: ClassVar[frozenset[str]] = frozenset({"regression"})
-
     delta: float = Field(default=1.0, gt=0)
 
-    def values(self, outputs: Tensor, target: Tensor, question: Question) -> Tensor:
+    def of(self, error: Tensor) -> Tensor:
         """`e^2 / 2` up to delta, `delta (|e| - delta / 2)` beyond."""
-        return F.huber_loss(outputs.squeeze(-1), target, delta=self.delta, reduction="none")
+        return F.huber_loss(error, torch.zeros_like(error), delta=self.delta, reduction="none")
 
 
 class PairwiseRank(WholeBatch):
@@ -64,6 +77,7 @@ class PairwiseRank(WholeBatch):
     """
 
     tasks: ClassVar[frozenset[str]] = frozenset({"regression"})
+    one_target: ClassVar[bool] = True
 
     form: Literal["logistic", "hinge"] = "logistic"
     margin: float = Field(default=1.0, gt=0)
@@ -89,6 +103,7 @@ class ListwiseRank(WholeBatch):
     """
 
     tasks: ClassVar[frozenset[str]] = frozenset({"regression"})
+    one_target: ClassVar[bool] = True
 
     form: Literal["listnet", "listmle"] = "listmle"
 

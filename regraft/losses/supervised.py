@@ -75,4 +75,5 @@ def per_example_losses(logits: Tensor, target: Tensor, task: str) -> Tensor:
         return F.cross_entropy(logits, target, reduction="none")
     if task == "multilabel":
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1)
-    return (logits.squeeze(-1) - target).square()
+    each = (logits.reshape(target.shape) - target).square()
+    return each.mean(-1) if each.ndim == 2 else each

@@ -292,15 +292,16 @@ def _put(model: nn.Module, head: Head) -> None:
 
 
 @torch.no_grad()
-def rescale_output(model: nn.Module, mean: float, deviation: float) -> None:
-    """Fold the scale of regression targets into the last linear layers, so that the model answers in the target's unit."""
-    if (mean, deviation) == (0.0, 1.0):
+def rescale_output(model: nn.Module, mean: float | np.ndarray, deviation: float | np.ndarray) -> None:
+    """Fold the scale of regression targets into the last linear layers, so that the model answers in the targets' units."""
+    if np.ndim(mean) == 0 and (mean, deviation) == (0.0, 1.0):
         return
+    shift, factor = (torch.as_tensor(value, dtype=torch.float32) for value in (mean, deviation))
     heads = [cast(Any, model).head] + ([cast(Any, model).deep.head] if hasattr(model, "deep") else [])
     for head in heads:
-        head.weight.mul_(deviation)
-        head.bias.mul_(deviation)
-    heads[0].bias.add_(mean)
+        head.weight.mul_(factor.reshape(-1, 1))
+        head.bias.mul_(factor)
+    heads[0].bias.add_(shift)
 
 
 def final_model(job: Job) -> nn.Module:

@@ -205,13 +205,13 @@ def _stage(
     entry: Entry,
     hooks: Callable[[StageSpec, Entry], Sequence[Hook]],
 ) -> Stage[Any]:
-    targets = entry.targets("train")
+    targets, schema = entry.targets("train"), entry.materials.dataset.schema
     source: Examples = examples(entry.encoded("train"), targets, spec.train, seed=spec.seed)
     return Stage(
         name=stage.name,
         model=model,
         source=source,
-        objective=objective_of(spec.train.loss, question_of(entry.task, targets, entry.num_outputs)),
+        objective=objective_of(spec.train.loss, question_of(entry.task, targets, entry.num_outputs, schema.questions)),
         update=builder(spec.train),
         steps=stage.steps,
         hooks=tuple(hooks(stage, entry)),

@@ -14,7 +14,7 @@ from regraft.data.dataset import Schema
 from regraft.data.encoded import Encoded
 from regraft.data.labels import natural
 from regraft.errors import ConfigError
-from regraft.phases.materials import Materials, known_targets
+from regraft.phases.materials import Materials, Scale, known_targets
 
 CLASSES = ("binary", "multiclass")
 
@@ -29,7 +29,7 @@ class Entry:
 
     name: str
     materials: Materials
-    scale: tuple[float, float] = (0.0, 1.0)  # of the main entry's training targets
+    scale: Scale = (0.0, 1.0)  # of the main entry's training targets
     own_classes: tuple[str, ...] = ()  # as they are in this data set alone
     shared: bool = True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +23,14 @@ from regraft.errors import ConfigError, DataError, ModelError
 from regraft.models.attention import use_plain_attention
 from regraft.models.backbone import Backbone, plain_backbone
 from regraft.models.graft import Graft
-from regraft.models.load import find_model, load_backbone
+from regraft.models.load import find_model, load_backbone, require_hash
 from regraft.models.networks import Network
 from regraft.models.standard import load_standard
 from regraft.models.wide_deep import WideDeep
 from regraft.phases.choose.fit import Problem
 
 IN_MEMORY = 200_000  # rows of a split that are encoded in memory; larger ones go to memory-mapped files in the cache
+Scale = tuple[Any, Any]  # mean and standard deviation of training targets: numbers, or (T,) float64 of several targets
 
 
 @dataclass
@@ -87,7 +89,7 @@ class Materials:
         return encode_split(self.dataset, "train", self.preprocessor, rows=rows).collate(np.arange(len(rows)))
 
     def targets(self, split: str) -> Tensor:
-        """Targets of `rows(split)`: class ids (N,), 0/1 (N, C), or numbers (N,) in standard deviations of train."""
+        """Targets of `rows(split)`: class ids (N,), 0/1 (N, C), or numbers (N,) or (N, T) in standard deviations of train."""
         raw = self.raw_targets(split)
         if self.task == "regression":
             mean, deviation = self.scale
@@ -99,11 +101,13 @@ class Materials:
         return self.dataset.targets(split)[self.rows(split)]
 
     @property
-    def scale(self) -> tuple[float, float]:
+    def scale(self) -> Scale:
         """Mean and standard deviation of the training targets; (0, 1) unless the task is regression."""
         if self.task != "regression":
             return 0.0, 1.0
         raw = self.raw_targets("train").astype(np.float64)
+        if raw.ndim == 2:
+            return raw.mean(0), np.maximum(raw.std(0), 1e-12)
         return float(raw.mean()), float(max(raw.std(), 1e-12))
 
     def row_names(self, split: str) -> np.ndarray:
@@ -189,6 +193,10 @@ def readable_model(
         ModelError: the model cannot be found, loaded, read or packed, or is of another modality.
     """
     schema = materials.dataset.schema
+    if spec.sha256 is not None:
+        if spec.name is None:
+            raise ConfigError("models.main.sha256: is of the weights of a model with a `name`; leave it out here")
+        require_hash(find_model(spec.name), spec.sha256)
     if spec.packing and (schema.modality != "text" or spec.head == "standard" or spec.name is None):
         raise ConfigError(
             "models.main.packing: packs the texts of a pretrained model with a grafted head; leave it out here"

@@ -31,6 +31,11 @@ def open_data(spec: RecipeSpec, reporter: Reporter, *, module: nn.Module | None 
     require_strategy(spec.strategy)
     dataset = load(spec.main_data())
     tell_about(dataset, reporter)
+    if dataset.schema.task == "regression" and len(dataset.schema.label) > 1:
+        raise ConfigError(
+            f"--label: the main job predicts one number, got {', '.join(dataset.schema.label)}; name one of them, or train a "
+            "recipe that has `stages:` with `regraft train`"
+        )
     require_model(spec, dataset, module)
     return dataset
 

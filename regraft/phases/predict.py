@@ -40,6 +40,7 @@ class Prediction:
     value: float | None = None  # regression
     low: float | None = None  # regression: where the target lies with the stated coverage
     high: float | None = None
+    values: Mapping[str, float] | None = None  # regression of several numbers, by their names
     reason: str | None = None  # why there is no prediction; only where bad rows are skipped
     missing: tuple[str, ...] = ()  # the fields that a prediction would have had
 
@@ -50,6 +51,8 @@ class Prediction:
         if self.value is not None:
             limits = {} if self.low is None else {"low": self.low, "high": self.high}
             return {"value": self.value} | limits
+        if self.values is not None:
+            return {"values": dict(self.values)}
         if self.labels is not None:
             return {"labels": list(self.labels), "probabilities": dict(self.probabilities)}
         return {"label": self.label, "probability": self.probability, "probabilities": dict(self.probabilities)}
@@ -68,6 +71,8 @@ class Predictor:
     @property
     def fields(self) -> tuple[str, ...]:
         """The fields of `Prediction` that the task fills."""
+        if self.schema.task == "regression" and len(self.schema.label) > 1:
+            return ("values",)
         if self.schema.task == "regression":
             return ("value", "low", "high") if self.calibration.kind == "residual" else ("value",)
         return (
@@ -177,6 +182,9 @@ class Predictor:
     def predictions(self, scores: np.ndarray) -> list[Prediction]:
         """Scores as predictions."""
         classes = self.schema.classes
+        if self.schema.task == "regression" and scores.ndim == 2:
+            targets = self.schema.label
+            return [Prediction(values=dict(zip(targets, map(float, row), strict=True))) for row in scores]
         if self.schema.task == "regression":
             return list(self._values(scores))
         rows = [dict(zip(classes, map(float, row), strict=True)) for row in scores]

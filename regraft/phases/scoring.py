@@ -69,9 +69,12 @@ def score_data(
         reporter.advance(len(scores))
     reporter.end()
     scored = Scored(scores=np.concatenate(parts), targets=targets, rows=dataset.splits[name].rows)
-    question = Question(task=predictor.schema.task, classes=predictor.schema.classes, seed=seed)
+    schema = predictor.schema
+    question = Question(task=schema.task, classes=schema.classes, targets=schema.label, seed=seed)
     content = {"format": FORMAT, "data": path, "split": name, "rows": len(targets), "task": predictor.schema.task}
     content |= {"bad_samples": left_out} if dataset.skipped is not None else {}
+    each = question.per_target(scored)
+    content |= {"per_target": each} if each else {}
     return json_ready({**content, "primary": question.primary, "metrics": question.score(scored)})
 
 

@@ -122,10 +122,13 @@ class Calibration:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """(N, C) probabilities of logits (N, C), independent ones for multi-label; regression gives back (N,) predictions."""
+        """(N, C) probabilities of logits (N, C), independent ones for multi-label; regression gives back its predictions.
+
+        These are (N,), or (N, T) of several targets.
+        """
         logits = np.asarray(logits, dtype=np.float64)
         if self.task == "regression":
-            return logits.reshape(len(logits))
+            return logits if logits.ndim == 2 and logits.shape[1] > 1 else logits.reshape(len(logits))
         if self.kind == "platt":
             second = sigmoid(-(self.parameters["a"] * (logits[:, 1] - logits[:, 0]) + self.parameters["b"]))
             return np.stack([1 - second, second], axis=1)

@@ -54,15 +54,16 @@ def leave_one_out(gram: Tensor, columns: Tensor, strengths: Sequence[float] = ST
 
 
 def score(predictions: Tensor, targets: Tensor, task: str) -> float:
-    """Higher is better: accuracy, mean per-label accuracy balanced over 0 and 1, or R^2."""
+    """Higher is better: accuracy, mean per-label accuracy balanced over 0 and 1, or R^2, the mean over several targets."""
     if task in ("binary", "multiclass"):
         return float((predictions.argmax(1) == targets).float().mean())
     if task == "multilabel":
         hit = ((predictions > 0.5) == (targets > 0.5)).float()
         positive, negative = targets > 0.5, targets <= 0.5
         return float(0.5 * (hit[positive].mean() + hit[negative].mean()))
-    residual = predictions.squeeze(1) - targets
-    return float(1.0 - residual.square().mean() / targets.float().var(correction=0).clamp(min=1e-12))
+    residual = predictions.reshape(targets.shape) - targets
+    unexplained = residual.square().mean(0) / targets.float().var(0, correction=0).clamp(min=1e-12)
+    return float(1.0 - unexplained.mean())
 
 
 def best_score(gram: Tensor, targets: Tensor, problem: Problem) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +22,7 @@ LARGEST_CONFUSION = 200  # classes; above that the matrix would dwarf the docume
 class Scored:
     """What a model said about the rows of one split: probabilities or predictions beside the targets."""
 
-    scores: np.ndarray  # (N, C) probabilities, or (N,) predictions for regression
+    scores: np.ndarray  # (N, C) probabilities, or (N,) predictions for regression, (N, T) of several targets
     targets: np.ndarray  # as `Dataset.targets` gives them, missing ones included
     rows: np.ndarray  # (N,) the numbers or file names by which the user knows the rows
 
@@ -33,6 +33,7 @@ class Question:
 
     task: str
     classes: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()  # names of the targets of a regression of several numbers
     seed: int = 0
     resamples: int = 1000
 
@@ -51,6 +52,16 @@ class Question:
             seed=self.seed,
             resamples=self.resamples,
         )
+
+    def per_target(self, scored: Scored) -> dict[str, dict[str, dict[str, Any]]]:
+        """`{target: {metric: {value, low, high}}}` of a regression of several numbers; empty for other tasks."""
+        if self.task != "regression" or scored.targets.ndim == 1:
+            return {}
+        one = replace(self, targets=())
+        return {
+            name: one.score(replace(scored, scores=scored.scores[:, t], targets=scored.targets[:, t]))
+            for t, name in enumerate(self.targets)
+        }
 
     def versus(self, ours: Scored, theirs: Scored) -> dict[str, Any]:
         """Paired difference of the primary metric, ours minus theirs, with its interval."""
@@ -78,7 +89,7 @@ def details(
     shown_as: Literal["text", "file"] = "text",
     top: int = 20,
 ) -> dict[str, Any]:
-    """`per_class`, `confusion`, `confused_pairs`, `hard_examples`: what stands behind the numbers of one split.
+    """`per_class` or `per_target`, `confusion`, `confused_pairs`, `hard_examples`: what stands behind the numbers of one split.
 
     `shown` (N,) is the text or file name of each row; the hardest rows carry theirs under the key `shown_as`, cut to 500
     characters.
@@ -89,7 +100,8 @@ def details(
         place = {row: i for i, row in enumerate(np.asarray(scored.rows).tolist())}
         hard = [example | {shown_as: str(shown[place[example["row"]]])[:500]} for example in hard]
     if task not in ("binary", "multiclass"):
-        return {"hard_examples": hard}
+        each = question.per_target(scored)
+        return {"hard_examples": hard} | ({"per_target": each} if each else {})
     keep = usable_rows(scored.targets, task)
     predicted, targets = scored.scores[keep].argmax(1), scored.targets[keep].astype(np.int64)
     counts = confusion_matrix(predicted, targets, len(classes))

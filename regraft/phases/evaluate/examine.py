@@ -50,9 +50,12 @@ def most_confused_classes(confusion: np.ndarray, top: int = 20) -> list[int]:
 
 
 def example_losses(scores: np.ndarray, targets: np.ndarray, task: str) -> np.ndarray:
-    """(N,) loss of each row: -log p(label) in nats, its mean over labels for multi-label, |error| for regression."""
+    """(N,) loss of each row: -log p(label) in nats, its mean over labels for multi-label, |error| for regression.
+
+    Of several targets it is the mean over them.
+    """
     if task == "regression":
-        return np.abs(scores - targets)
+        return np.abs(scores - targets).reshape(len(targets), -1).mean(1)
     if task == "multilabel":
         return multilabel_nll_values(scores, targets)
     return nll_values(scores, targets.astype(np.int64))
@@ -86,7 +89,10 @@ def hard_examples(
 def _described(score: np.ndarray, target: np.ndarray, task: str, classes: Sequence[str]) -> dict[str, Any]:
     """Label, prediction and the probability of the prediction, for one row."""
     if task == "regression":
-        return {"label": float(target), "predicted": float(score), "probability": None}
+        label, predicted = (
+            value.tolist() if value.ndim else float(value) for value in (np.asarray(target), np.asarray(score))
+        )
+        return {"label": label, "predicted": predicted, "probability": None}
     names = list(classes or range(len(score)))
     if task == "multilabel":
         chosen = score >= 0.5

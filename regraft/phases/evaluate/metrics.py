@@ -33,7 +33,7 @@ LOWER_IS_BETTER = frozenset({"ece", "ece_adaptive", "nll", "brier", "hamming_los
 def usable_rows(targets: np.ndarray, task: str) -> np.ndarray:
     """(N,) bool: the rows whose target is there. Missing is -1 for a class, NaN for a number or any label of a row."""
     if task == "regression":
-        return np.asarray(np.isfinite(targets))
+        return np.asarray(np.isfinite(targets).reshape(len(targets), -1).all(1))
     if task == "multilabel":
         return np.all(np.isfinite(targets) & (targets >= 0), axis=1)
     return targets >= 0
@@ -42,15 +42,15 @@ def usable_rows(targets: np.ndarray, task: str) -> np.ndarray:
 def checked(
     scores: np.ndarray, targets: np.ndarray, *, task: str, classes: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores as float64 and targets, shapes checked: `(N,)` for regression, else `(N, C)` with C the number of classes."""
+    """Scores as float64 and targets, shapes checked: `(N,)` or `(N, T)` for regression, else `(N, C)` for C classes."""
     if task not in PRIMARY:
         raise ConfigError(
             f"task: must be binary, multiclass, multilabel or regression, got {task!r}{suggest(task, PRIMARY)}"
         )
     scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets)
-    if task == "regression" and scores.ndim == 2 and scores.shape[1] == 1:
+    if task == "regression" and targets.ndim == 1 and scores.ndim == 2 and scores.shape[1] == 1:
         scores = scores[:, 0]
-    wanted = (len(targets),) if task == "regression" else (len(targets), len(classes))
+    wanted = targets.shape if task == "regression" else (len(targets), len(classes))
     if scores.shape != wanted:
         raise ConfigError(
             f"scores: must have shape {wanted} for {task} targets of {len(targets)} rows, got {scores.shape}"
@@ -70,8 +70,9 @@ def evaluate(
     """`{metric: {"value", "low", "high"}}` with bootstrap percentile 95 % intervals.
 
     Args:
-        scores: probabilities (N, C) for classes, independent ones for multi-label; predictions (N,) for regression.
-        targets: class ids (N,), 0/1 (N, C) or numbers (N,). Rows whose target is -1 or NaN are left out and counted.
+        scores: probabilities (N, C) for classes, independent ones for multi-label; predictions (N,) for regression, or
+            (N, T) of several targets, whose metrics are means over the targets.
+        targets: class ids (N,), 0/1 (N, C) or numbers (N,) or (N, T). Rows with a target of -1 or NaN are left out and counted.
         task: binary, multiclass, multilabel or regression.
         classes: the names, in the order of the columns.
         seed: of the resamples.

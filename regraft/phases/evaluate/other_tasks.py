@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from regraft.phases.evaluate.bootstrap import Statistics
@@ -41,7 +43,13 @@ def multilabel_statistics(scores: np.ndarray, targets: np.ndarray) -> Statistics
 
 
 def regression_statistics(predictions: np.ndarray, targets: np.ndarray) -> Statistics:
-    """MSE, RMSE, MAE, R2 (against the mean of each resample), Pearson and Spearman correlation."""
+    """MSE, RMSE, MAE, R2 (against the mean of each resample), Pearson and Spearman correlation.
+
+    Of several targets (N, T) each is the mean over the targets.
+    """
+    if targets.ndim == 2:
+        columns = [regression_statistics(predictions[:, t], targets[:, t]) for t in range(targets.shape[1])]
+        return lambda weights: _means([one(weights) for one in columns])
     predictions, targets = predictions.astype(np.float64), targets.astype(np.float64)
     squared, absolute = (predictions - targets) ** 2, np.abs(predictions - targets)
     centred = targets - targets.mean()  # a shift leaves the variance alone and saves its digits
@@ -62,3 +70,7 @@ def regression_statistics(predictions: np.ndarray, targets: np.ndarray) -> Stati
         }
 
     return statistics
+
+
+def _means(found: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}
