@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from regraft.core.descent import descents
 from regraft.core.finite import refuse_bad_weights
 from regraft.core.protocols import Hook, State, Step
 from regraft.core.stage import Recipe, Stage
@@ -60,6 +61,11 @@ class Run:
     def stop(self, reason: str) -> None:
         """End the stage after this step."""
         self.stopped = reason
+
+    def judged(self, result: Mapping[str, float]) -> None:
+        """Tell schedules that act on validation about a result: `score`, of which more is better, and `loss`."""
+        for descent in descents(self.step):
+            descent.judged(result)
 
     def note(self, sentence: str, *, step: int | None = None) -> None:
         """Keep a sentence about what was decided: for the report, and in the log where there is one.

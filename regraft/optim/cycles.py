@@ -9,7 +9,7 @@ from typing import Annotated, Literal, cast
 from pydantic import Field, field_validator
 
 from regraft.config.parse import AnySchedule
-from regraft.config.spec import Spec
+from regraft.config.spec import Named, Spec
 from regraft.core.values import Clock
 from regraft.errors import ConfigError
 from regraft.optim.schedules import Schedule, half_cosine
@@ -127,6 +127,15 @@ class Part(Spec):
     share: float | None = Field(default=None, gt=0, lt=1)
     steps: Positive | None = None
     scale: float = Field(default=1.0, gt=0)
+
+    @field_validator("schedule")
+    @classmethod
+    def _forgets(cls, schedule: Named) -> Named:
+        if cast(Schedule, schedule).remembers:
+            raise ValueError(
+                f"{type(schedule).__name__} acts on validation results, so it can be no part of a Sequence"
+            )
+        return schedule
 
     def length(self, total: int) -> int | None:
         """Steps of a stage of `total`; None for what is left."""

@@ -3,27 +3,56 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from regraft.config.spec import Named
 from regraft.core.values import Clock
 
 
 class Schedule(Named):
-    """A learning-rate schedule over one stage. `warmup` is the share of the stage in which the rate rises from 0."""
+    """A learning-rate schedule over one stage. In the `warmup` the rate rises from 0, or is held at `warmup_factor`.
+
+    `warmup` is a share of the stage where it is below 1, and a number of steps from 1 on. Goyal et al., 2017, arXiv:1706.02677,
+    section 2.2, have both: a low rate that is held, and one that rises.
+    """
 
     family: ClassVar[str] = "schedule"
+    remembers: ClassVar[bool] = False  # does the factor depend on validation results as well as on the clock?
 
-    warmup: float = Field(default=0.0, ge=0, lt=1)
+    warmup: float = Field(default=0.0, ge=0)
+    warmup_factor: float | None = Field(default=None, gt=0, le=1)
+
+    @field_validator("warmup")
+    @classmethod
+    def _share_or_steps(cls, warmup: float) -> float:
+        if warmup > 1 and warmup != int(warmup):
+            raise ValueError("must be a share below 1, or a whole number of steps")
+        return warmup
+
+    @model_validator(mode="after")
+    def _held_in_a_warm_up(self) -> Self:
+        if self.warmup_factor is not None and not self.warmup:
+            raise ValueError("`warmup_factor` is held during the warm-up; say in `warmup` how long that is")
+        return self
 
     def __call__(self, clock: Clock) -> float:
-        """The factor at `clock`; the rise is linear and its first step is not 0."""
-        rising = math.ceil(self.warmup * clock.total)
+        """The factor at `clock`; a rise is linear and its first step is not 0."""
+        rising = self.rising(clock.total)
         if clock.step < rising:
-            return (clock.step + 1) / (rising + 1) * self.shape(0, max(1, clock.total - rising))
+            share = (clock.step + 1) / (rising + 1) if self.warmup_factor is None else self.warmup_factor
+            return share * self.shape(0, max(1, clock.total - rising))
         return self.shape(clock.step - rising, max(1, clock.total - rising))
+
+    def rising(self, total: int) -> int:
+        """Steps of the warm-up in a stage of `total`."""
+        return math.ceil(self.warmup * total) if self.warmup < 1 else int(self.warmup)
+
+    def begin(self) -> Callable[[Clock], float]:
+        """The factor at a clock for one run of a stage; it has a memory of its own where the schedule remembers."""
+        return self
 
     def shape(self, step: int, total: int) -> float:
         """The factor at step 0 .. total - 1 of those after the warm-up."""

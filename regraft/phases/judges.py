@@ -122,6 +122,7 @@ class Watch(Hook):
     def _validate(self, run: Run) -> None:
         result = {"step": float(steps_done(run)), **self.judge.measure(run.recipe.model)}
         self.results.append(result)
+        run.judged(result)
         if run.log is not None:
             run.flush()
             seen = {f"valid/{name}": result[name] for name in ("score", "loss")}

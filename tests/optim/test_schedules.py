@@ -65,17 +65,32 @@ ORACLES = {
 }  # fmt: skip
 
 
+@pytest.mark.inventory("cosine", by="train.schedule: Cosine")
+@pytest.mark.inventory("clr-triangular", by="train.schedule: Cyclic")
+@pytest.mark.inventory("clr-exp", by="train.schedule: {Cyclic: {shrink: 0.8, smooth: true}}")
+@pytest.mark.inventory("step-decay", by="train.schedule: StepDecay")
+@pytest.mark.inventory("exp-decay", by="train.schedule: Exponential")
+@pytest.mark.inventory("warm-restarts", by="train.schedule: WarmRestarts")
 @pytest.mark.parametrize("case", [name for name in ORACLES if name != "one cycle"])
 def test_a_trace_is_that_of_torch(case):
     node, make, options = ORACLES[case]
     assert trace(node) == pytest.approx(traced(make, **options)[0], rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.inventory("cosine", by="train.schedule: Cosine")
+@pytest.mark.parametrize("floor", [0.0, 0.05])
+def test_a_cosine_ends_at_its_floor(floor):
+    schedule = parse_one({"Cosine": {"floor": floor}}, "schedule")
+    assert schedule(Clock(TOTAL, TOTAL)) == pytest.approx(floor, abs=1e-15)
+
+
+@pytest.mark.inventory("warm-restarts", by="train.schedule: WarmRestarts")
 def test_restarts_grow_as_torch_has_them():
     ours = trace({"WarmRestarts": {"cycles": 3, "growth": 2}}, total=70)
     assert ours == pytest.approx(traced(theirs.CosineAnnealingWarmRestarts, T_0=10, T_mult=2, total=70)[0], abs=1e-12)
 
 
+@pytest.mark.inventory("one-cycle", by="train.schedule: OneCycle")
 def test_one_cycle_and_its_momentum_are_those_of_torch():
     rates, momenta = traced(
         theirs.OneCycleLR, lr=1.0, total=TOTAL, max_lr=1.0, total_steps=TOTAL + 1, pct_start=0.3,
@@ -87,22 +102,71 @@ def test_one_cycle_and_its_momentum_are_those_of_torch():
     assert [schedule.momentum(Clock(step, TOTAL + 1)) for step in range(TOTAL)] == pytest.approx(momenta, rel=1e-6)
 
 
+@pytest.mark.inventory("power-decay", by="train.schedule: Power")
 def test_the_power_schedule_is_a_tenth_over_the_third_root():
     rates = [0.1 * factor for factor in trace("Power")]
     assert rates == pytest.approx([0.1 / step**0.3 for step in range(1, TOTAL + 1)], rel=1e-12)
 
 
+@pytest.mark.inventory("clr-triangular", by="train.schedule: {Cyclic: {form: cosine}}")
 def test_a_cosine_wave_has_its_valleys_and_peaks_where_the_triangle_has():
     wave = trace({"Cyclic": {"cycles": 3, "low": 0.2, "form": "cosine"}})
     assert [wave[0], wave[10], wave[20], wave[30]] == pytest.approx([0.2, 1.0, 0.2, 1.0])
     assert wave[5] == pytest.approx(0.6)
 
 
+@pytest.mark.inventory("warmup", by="train.schedule: {Cosine: {warmup: 0.1}}")
 def test_a_warm_up_rises_to_where_the_schedule_begins():
     rates = trace({"Cosine": {"warmup": 0.1}})
     assert rates[:6] == pytest.approx([k / 7 for k in range(1, 7)])
     assert rates[6:] == pytest.approx(traced(theirs.CosineAnnealingLR, T_max=54, total=54)[0])
     assert trace({"Cyclic": {"cycles": 1, "warmup": 0.1}})[5] < 0.1
+
+
+@pytest.mark.inventory("warmup", by="train.schedule: {Cosine: {warmup: 10, warmup_factor: 0.1}}")
+def test_a_warm_up_of_so_many_steps_may_be_held():
+    def make(optimizer):
+        inner = [
+            theirs.ConstantLR(optimizer, factor=0.1, total_iters=100),
+            theirs.CosineAnnealingLR(optimizer, T_max=50),
+        ]
+        return theirs.SequentialLR(optimizer, inner, milestones=[10])
+
+    held = trace({"Cosine": {"warmup": 10, "warmup_factor": 0.1}})
+    assert held == pytest.approx(traced(make)[0], abs=1e-9)
+    assert trace({"Linear": {"warmup": 6}}) == trace({"Linear": {"warmup": 0.1}})
+    assert trace({"Constant": {"warmup": 100}}) == pytest.approx([k / 101 for k in range(1, 61)])
+
+
+@pytest.mark.inventory("warmup", by="train.schedule: {Constant: {warmup: 20}}")
+def test_a_warm_up_spares_the_early_jump_of_the_loss():
+    """Adam at a high rate on large batches: a deep network's loss jumps in the first steps unless the rate is low there."""
+    import toy
+
+    from regraft.core import fit
+
+    def highest(seed, schedule):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            inner = [part for _ in range(4) for part in (torch.nn.Linear(64, 64), torch.nn.ReLU())]
+            model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), *inner, torch.nn.Linear(64, 4))
+        update = toy.adam(lr=0.1, schedule=parse_one(schedule, "schedule"))
+        source = toy.Tensors(toy.blobs(n=512, seed=seed), batch_size=256)
+        report = fit(toy.recipe(toy.stage(model=model, source=source, steps=40, update=update)), seed=seed)
+        return max(record["loss"] for record in report.history[:20])
+
+    for seed in range(3):
+        without = highest(seed, "Constant")
+        for warm in ({"warmup": 40}, {"warmup": 20, "warmup_factor": 0.1}):
+            assert highest(seed, {"Constant": warm}) < 0.8 * without
+
+
+def test_a_sequence_holds_between_a_rise_and_a_fall():
+    parts = [{"schedule": {"Constant": {"warmup": 10}}, "steps": 30}, {"schedule": "Linear"}]
+    factors = trace({"Sequence": {"parts": parts}})
+    assert factors[:10] == pytest.approx([k / 11 for k in range(1, 11)])
+    assert factors[10:31] == [1.0] * 21
+    assert factors[31:] == pytest.approx([1 - k / 30 for k in range(1, 30)])
 
 
 def test_a_sequence_is_torchs_sequential():
@@ -153,6 +217,8 @@ def test_a_sequence_survives_the_file():
         ({"Sequence": {"parts": [{"schedule": "Cosine", "share": 0.5}]}}, "leave `share` and `steps` out there"),
         ({"Sequence": {"parts": []}}, "at least 1 item"),
         ({"Cosin": {}}, "did you mean 'Cosine'"),
+        ({"Cosine": {"warmup": 1.5}}, "a share below 1, or a whole number of steps"),
+        ({"Cosine": {"warmup_factor": 0.1}}, "say in `warmup` how long that is"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_sentence(node, said):
