@@ -47,11 +47,12 @@ class Arm:
     """One way to train."""
 
     name: str
-    rates: tuple[float, ...]  # of AdamW; the best of them on the validation rows is used
+    rates: tuple[float, ...]  # the best of them on the validation rows is used
     techniques: tuple[Any, ...] = ()
     train: Tree = field(default_factory=dict)
     steps: int | None = None
     optimizer: str = "AdamW"
+    optimizer_options: Tree = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ class Trained:
 
 def tree_of(setting: Setting, arm: Arm, *, rate: float, seed: int) -> Tree:
     """The recipe of an arm."""
-    options = {"optimizer": {arm.optimizer: {"lr": rate}}} | setting.train | arm.train
+    options = {"optimizer": {arm.optimizer: {"lr": rate} | arm.optimizer_options}} | setting.train | arm.train
     tree: Tree = {
         "seed": seed,
         "data": {"main": setting.data | {"seed": seed}},
