@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -16,7 +17,7 @@ from regraft.data.dataset import Dataset
 from regraft.data.encoded import Encoded
 from regraft.data.images import ImagePreprocessor
 from regraft.data.tables import TablePreprocessor
-from regraft.data.text import TextPreprocessor
+from regraft.data.text import EncodedText, TextColumns, TextPreprocessor
 from regraft.errors import DataError, RunError, suggest
 
 AnyPreprocessor = TextPreprocessor | ImagePreprocessor | TablePreprocessor
@@ -62,11 +63,44 @@ def encode_split(
         for part in _parts(rows, CHUNK[dataset.schema.modality])
     )
     if folder is None:
-        return preprocessor.restore(_joined(chunks))
+        return _with_origin(preprocessor.restore(_joined(chunks)), dataset, split, rows, preprocessor)
     at = folder / _key(dataset, split, rows, preprocessor)
     if not (at / "arrays.json").exists():
         store_arrays(at, chunks)
-    return preprocessor.restore(open_arrays(at))
+    return _with_origin(preprocessor.restore(open_arrays(at)), dataset, split, rows, preprocessor)
+
+
+@dataclass(frozen=True)
+class SplitTexts:
+    """The raw texts of encoded rows of a split, see `data.text.Origin`."""
+
+    dataset: Dataset
+    split: str
+    rows: np.ndarray  # (N,) positions within the split of the encoded examples
+    preprocessor: TextPreprocessor
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's."""
+        return self.preprocessor.tokenizer
+
+    def texts(self, rows: np.ndarray, /) -> TextColumns:
+        """The raw texts of the examples `rows` (M,)."""
+        raw = self.dataset.raw(self.split, self.rows[rows])
+        return {name: [str(value) for value in raw[name]] for name in self.preprocessor.columns}
+
+    def encode(self, columns: TextColumns, /) -> EncodedText:
+        """Other texts, encoded in the same way."""
+        return self.preprocessor.encode({name: list(texts) for name, texts in columns.items()})
+
+
+def _with_origin(
+    encoded: Encoded, dataset: Dataset, split: str, rows: np.ndarray, preprocessor: AnyPreprocessor
+) -> Encoded:
+    """Encoded texts with where they came from; other examples as they are."""
+    if not isinstance(encoded, EncodedText) or not isinstance(preprocessor, TextPreprocessor):
+        return encoded
+    return replace(encoded, origin=SplitTexts(dataset, split, rows, preprocessor))
 
 
 def row_names(dataset: Dataset, split: str, rows: np.ndarray) -> list[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,23 @@ PAIRED_TYPES = "token_type_ids"
 TextColumns = Mapping[str, list[str]]  # texts by column name
 
 
+class Origin(Protocol):
+    """Where encoded texts came from: they can be read again, changed, and tokenised as they were."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The `tokenizers.Tokenizer` of the model."""
+        ...
+
+    def texts(self, rows: np.ndarray, /) -> TextColumns:
+        """The raw texts of the examples `rows` (M,)."""
+        ...
+
+    def encode(self, columns: TextColumns, /) -> EncodedText:
+        """Other texts in the same columns, encoded in the same way."""
+        ...
+
+
 @dataclass(frozen=True)
 class EncodedText:
     """N tokenised texts, ragged: example i is `ids[offsets[i] : offsets[i + 1]]`."""
@@ -31,6 +48,7 @@ class EncodedText:
     cut: np.ndarray  # (N,) bool: the text was longer than the limit and was cut
     pad_id: int
     types: np.ndarray | None = None  # (T,) int8: 0 for the first text of a pair, 1 for the second
+    origin: Origin | None = None  # of texts that can be read again, see `collate_texts`
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -68,6 +86,18 @@ class EncodedText:
         if self.types is not None:
             batch[PAIRED_TYPES] = _padded(self.types[tokens], mask, 0)
         return batch
+
+    def collate_texts(self, rows: np.ndarray, change: Callable[[TextColumns], TextColumns], /) -> dict[str, Tensor]:
+        """As `collate`, with `change` applied to the raw texts before they are tokenised: the place for augmentation.
+
+        Raises:
+            ConfigError: the raw texts are not at hand.
+        """
+        if self.origin is None:
+            raise ConfigError(
+                "these texts were encoded without their origin, so they cannot be changed; use encode_split"
+            )
+        return self.origin.encode(change(self.origin.texts(rows))).collate(np.arange(len(rows)))
 
 
 def _padded(values: np.ndarray, mask: np.ndarray, pad: int) -> Tensor:

@@ -51,9 +51,9 @@ class ToyTexts:
 
     def collate(self, rows: np.ndarray) -> dict[str, Tensor]:
         """The numbers of the texts asked for (M, 8)."""
-        return self.collate_changed(rows, lambda columns: columns)
+        return self.collate_texts(rows, lambda columns: columns)
 
-    def collate_changed(self, rows: np.ndarray, change: Callable[[TextColumns], TextColumns]) -> dict[str, Tensor]:
+    def collate_texts(self, rows: np.ndarray, change: Callable[[TextColumns], TextColumns], /) -> dict[str, Tensor]:
         """The same of the texts after a change; the first 8 words count."""
         texts = change({"text": [self.texts[row] for row in rows]})["text"]
         return {"x": torch.tensor([([_number(word) for word in text.split()] + [0.0] * 8)[:8] for text in texts])}

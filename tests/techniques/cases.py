@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import torch
+from techniques.reader import Reader
 from torch import Tensor, nn
 
+from regraft.models.networks import Residual
 from regraft.optim.optimizers import Adam
 from regraft.techniques.alignment.grpo import GRPO
+from regraft.techniques.augment.back_translation import BackTranslation
 from regraft.techniques.augment.image import ColorJitter, ImageGeometry
 from regraft.techniques.augment.rand_augment import RandAugment
+from regraft.techniques.augment.text import SynonymReplacement, TextEdit
 from regraft.techniques.continual.ewc import EWC
 from regraft.techniques.control.adam_to_sgd import AdamToSGD
 from regraft.techniques.control.pcgrad import PCGrad
@@ -20,7 +24,11 @@ from regraft.techniques.generative.gan import GAN
 from regraft.techniques.meta.maml import MAML
 from regraft.techniques.peft.adapter import Adapter
 from regraft.techniques.peft.lora import LoRA
+from regraft.techniques.peft.prefix_tuning import PrefixTuning
+from regraft.techniques.peft.prompt_tuning import PromptTuning, PTuning
+from regraft.techniques.regularise.dropout import DropConnect, Dropout, DropPath, SpatialDropout
 from regraft.techniques.regularise.gsam import GSAM
+from regraft.techniques.regularise.information_bottleneck import InformationBottleneck
 from regraft.techniques.regularise.mixup import CutMix, MixUp
 from regraft.techniques.regularise.sam import SAM
 from regraft.techniques.regularise.weight_average import WeightAverage
@@ -38,7 +46,7 @@ from regraft.techniques.transfer.fisher_norms import FisherNorms
 from regraft.techniques.transfer.last_k import LastK
 from regraft.techniques.transfer.staged_thaw import StagedThaw
 from regraft.techniques.transfer.train_only import AttentionOnly, BitFit, FFNOnly, NormOnly, TrainOnly
-from regraft.testing import Case, EachClass, Players, ToyPictures, network
+from regraft.testing import Case, EachClass, Players, ToyPictures, ToyTexts, blobs, network
 
 
 def half_frozen(dropout: float) -> nn.Module:
@@ -94,6 +102,17 @@ def tokens(dropout: float) -> nn.Module:
         )  # fmt: skip
 
 
+def residual(dropout: float) -> nn.Module:
+    """Two residual blocks between linear layers; the same weights at each call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 16), Residual(16, dropout), Residual(16, dropout), nn.Linear(16, 4))
+
+
+TEXTS = [text for seed in (0, 1) for text in ToyTexts(blobs(seed=seed)[0]).texts]
+REVERSED = {text: (" ".join(reversed(text.split())),) for text in TEXTS}
+DOUBLED = {word.lstrip("-"): ("1.5",) for text in TEXTS for word in text.split()}
+
 ROWS = [
     Case(ActivationCheckpointing(blocks="all"), effect=False),
     Case(AdamToSGD(at=0.4), gentle=Adam(lr=0.05, eps=1.0)),
@@ -101,6 +120,7 @@ ROWS = [
     Case(Adapter(width=4)),
     Case(AddLayers(width=8)),
     Case(AttentionOnly(), network=tokens),
+    Case(BackTranslation(paraphrases=REVERSED), neutral=BackTranslation(share=0), shows=ToyTexts),
     Case(BitFit()),
     Case(CachePrefix(), network=half_frozen, effect=False),
     Case(ChannelsLast(), network=convolutions, effect=False),
@@ -110,6 +130,10 @@ ROWS = [
     Case(DANN(target="target", width=8), neutral=DANN(target="target", weight=0)),
     Case(Discriminative(decay=0.5, head=2.0), neutral=Discriminative(decay=1, head=1)),
     Case(Distillation(teacher="teacher"), neutral=Distillation(teacher="teacher", weight=0)),
+    Case(DropConnect(rate=0.3), neutral=DropConnect(rate=0), noisy=True),
+    Case(DropPath(rate=0.5), neutral=DropPath(rate=0), network=residual, noisy=True),
+    Case(Dropout(rate=0.3), neutral=Dropout(rate=0.2), noisy=True),  # 0.2 is what the network has there
+    Case(SpatialDropout(rate=0.3), neutral=SpatialDropout(rate=0), network=convolutions, noisy=True),
     Case(EWC(weight=50.0, samples=16), neutral=EWC(weight=0)),
     Case(FFNOnly(), network=tokens),
     Case(FisherNorms(layers=1, samples=8)),
@@ -118,6 +142,7 @@ ROWS = [
     Case(GSAM(rho=0.1, alpha=0.5), neutral=GSAM(rho=0)),
     Case(Guard(on_trouble="roll_back", spike=3.0, every=2), neutral=Guard(on_trouble="stop"), effect=False),
     Case(ImageGeometry(flip=0.5), neutral=ImageGeometry(rotate=0, shift=0, scale=0), shows=ToyPictures),
+    Case(InformationBottleneck(weight=0.01, log_variance=-2), neutral=InformationBottleneck(weight=0), noisy=True),
     Case(L1Penalty(weight=0.01), neutral=L1Penalty(weight=0)),
     Case(L2Penalty(weight=0.01), neutral=L2Penalty(weight=0)),
     Case(LastK(blocks=1)),
@@ -127,11 +152,16 @@ ROWS = [
     Case(NormOnly()),
     Case(OrthogonalPenalty(weight=0.01), neutral=OrthogonalPenalty(weight=0)),
     Case(PCGrad(), objective=EachClass()),
+    Case(PTuning(tokens=2, hidden=4), network=Reader),
     Case(Prefetch(batches=2), effect=False),
+    Case(PrefixTuning(tokens=2), network=Reader),
+    Case(PromptTuning(tokens=2), network=Reader),
     Case(RandAugment(), neutral=RandAugment(number=0), shows=ToyPictures),
     Case(SAM(rho=0.1), neutral=SAM(rho=0)),
     Case(StagedThaw()),
     Case(StopWhen(gradient_norm=1e-6, step_norm=1e-6), neutral=StopWhen(gradient_norm=0), effect=False),
+    Case(SynonymReplacement(share=0.3, table=DOUBLED), neutral=SynonymReplacement(share=0), shows=ToyTexts),
+    Case(TextEdit(), neutral=TextEdit(delete=0, swap=0), shows=ToyTexts),
     Case(TrainOnly(kind="norm", parameters="*3.bias")),
     Case(UncertaintyWeighting(), objective=EachClass()),
     Case(WeightAverage(decay=0.5), neutral=WeightAverage(decay=0)),
