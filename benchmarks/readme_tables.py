@@ -312,6 +312,37 @@ def faults() -> str:
     return table(["fault", "runs", "ended with the same bits"], rows, numbers_from=1)
 
 
+def claims() -> str:
+    """What was claimed of techniques, measured again: a line a claim and setting."""
+    files = sorted((RESULTS / "claims").glob("*.json"))
+    lines = [line for file in files for line in json.loads(file.read_text(encoding="utf-8")).get("claims", ())]
+    if not lines:
+        return UNMEASURED
+    rows = []
+    for line in lines:
+        arms = [f"{line[name]}: {number(line[f'of_{name}'], 4)}" for name in ("better", "than")]
+        interval = f"{line['difference']:+.4f} ({line['low']:+.4f} to {line['high']:+.4f})"
+        rows.append([line["claim"], line["source"], line["on"], line["metric"], *arms, interval, line["verdict"]])
+    header = ["claim", "source", "on", "metric", "this", "against", "difference", "verdict"]
+    return table(header, rows, numbers_from=8)
+
+
+def mixed_precision() -> str:
+    """The speed and memory of lower precisions beside what is published."""
+    found = results("claims/mixed_precision")
+    if found is None:
+        return UNMEASURED
+    rows = []
+    for precision, one in found["found"].items():
+        cells = [
+            f"{number(one[name]['median'], 2)} ({number(one[name]['low'], 2)} to {number(one[name]['high'], 2)})"
+            for name in ("times_as_fast", "share_of_memory")
+        ]
+        rows.append([precision, *cells, one["speed"], one["memory"]])
+    header = ["precision", "times as fast as fp32", "share of its memory", "1.3 to 2 times as fast", "less memory"]
+    return table(header, rows, numbers_from=5)
+
+
 def techniques() -> str:
     """Every technique of the catalogue with the first sentence of its docstring."""
     from regraft.config.catalogue import CATALOGUE, find
@@ -339,6 +370,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "peak_memory": peak_memory,
     "reliability": reliability,
     "faults": faults,
+    "claims": claims,
+    "mixed_precision": mixed_precision,
     "techniques": techniques,
 }
 
