@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from regraft.losses.divergence import categorical_divergence
+
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 KL(teacher || student) at temperature T of logits (N, C), in nats, mean over N.
@@ -13,4 +15,4 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     cross-entropy.
     """
     log_p, log_q = F.log_softmax(teacher / temperature, -1), F.log_softmax(student / temperature, -1)
-    return temperature**2 * F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+    return temperature**2 * categorical_divergence(log_p, log_q).mean()

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regraft.losses.divergence import categorical_divergence
+
 
 def group_advantages(reward: Tensor, *, floor: float = 1e-4) -> Tensor:
     """Rewards (N, G) of G actions for each prompt, centred and scaled within the group, (N, G).
@@ -27,5 +29,4 @@ def clipped_surrogate(log_p: Tensor, old_log_p: Tensor, advantage: Tensor, clip:
 
 def policy_divergence(logits: Tensor, reference: Tensor) -> Tensor:
     """KL(policy || reference) of logits (N, C), in nats, (N,)."""
-    log_q = F.log_softmax(logits, -1)
-    return F.kl_div(F.log_softmax(reference, -1), log_q, log_target=True, reduction="none").sum(-1)
+    return categorical_divergence(F.log_softmax(logits, -1), F.log_softmax(reference, -1))
