@@ -13,7 +13,7 @@ from regraft.errors import Conflict
 
 
 def run_once(model: nn.Module, stage: Stage[Any], *, asked_by: str, instead: str) -> None:
-    """Call the model on its own example, or on two rows of the first batch of the stage.
+    """Call the model on its own example, or on two rows of the first batch of the stage; of tasks, of the first one.
 
     Raises:
         Conflict: the stage's source yields nothing the model is called on; `asked_by` and `instead`, a way out, are named.
@@ -30,4 +30,4 @@ def run_once(model: nn.Module, stage: Stage[Any], *, asked_by: str, instead: str
             f"{asked_by}: the source of stage {stage.name!r} yields {sorted(batch)}, but the {type(model).__name__} is called "
             f"on {list(inputs_of(model))}, so the shapes of its blocks cannot be seen; {instead}"
         )
-    forward(model, {name: value[:2] for name, value in batch.items()}, prefix=roles[0])
+    forward(model, {name: (value[0] if roles[0] else value)[:2] for name, value in batch.items()}, prefix=roles[0])
