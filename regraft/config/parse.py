@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, PlainSerializer
 
 from regraft.config.catalogue import find
 from regraft.config.plain_yaml import NotPlainYaml, plain_yaml
-from regraft.config.spec import Named, shown
+from regraft.config.spec import Named, Spec, shown
 from regraft.errors import ConfigError, suggest
 
 
@@ -51,13 +51,23 @@ def dump_one(spec: BaseModel) -> dict[str, Any] | str:
 
 
 def dump_fields(spec: BaseModel) -> dict[str, Any]:
-    """Fields that differ from their defaults, as plain YAML values."""
+    """Fields that differ from their defaults, as plain YAML values; and those that were given and are `written` in any case."""
     out: dict[str, Any] = {}
+    given = spec.written & spec.model_fields_set if isinstance(spec, Spec) else frozenset[str]()
     for name, field in type(spec).model_fields.items():
         value = getattr(spec, name)
-        if field.is_required() or value != field.get_default(call_default_factory=True):
+        default = field.get_default(call_default_factory=True)
+        if field.is_required() or value != default or name in given or _states(value):
             out[name] = plain(value)
     return out
+
+
+def _states(value: object) -> bool:
+    """Was a field given, of this spec or of one within it, that is written in any case?"""
+    if not isinstance(value, Spec):
+        return False
+    fields = type(value).model_fields
+    return bool(value.written & value.model_fields_set) or any(_states(getattr(value, name)) for name in fields)
 
 
 def plain(value: Any) -> Any:
@@ -91,6 +101,7 @@ AnyOptimizer = Annotated[Named, member_of("optimizer"), PlainSerializer(dump_one
 AnySchedule = Annotated[Named, member_of("schedule"), PlainSerializer(dump_one)]
 AnyLoss = Annotated[Named, member_of("loss"), PlainSerializer(dump_one)]
 AnyNetwork = Annotated[Named, member_of("network"), PlainSerializer(dump_one)]
+AnyMethod = Annotated[Named, member_of("method"), PlainSerializer(dump_one)]
 
 
 # ---- overrides
@@ -107,21 +118,30 @@ def override(tree: dict[str, Any], assignment: str) -> None:
     path, equals, text = assignment.partition("=")
     if not equals or not path:
         raise ConfigError(f"--set {assignment}: write it as path.to.field=value, such as --set seed=7")
-    keys = path.split(".")
-    node: Any = tree
-    for depth, key in enumerate(keys[:-1]):
-        node = _descend(node, key, f"--set {'.'.join(keys[: depth + 1])}")
     try:
         value = plain_yaml(text)
     except NotPlainYaml as error:
         raise ConfigError(f"--set {path}: {shown(text)} is not a plain YAML value ({error})") from None
+    put(tree, path, value, where=f"--set {path}")
+
+
+def put(tree: dict[str, Any], path: str, value: Any, *, where: str) -> None:
+    """Set the field at a dotted path of a tree of plain values, in place; errors begin with `where`.
+
+    Raises:
+        ConfigError: the path leads through a value that has no fields.
+    """
+    keys = path.split(".")
+    node: Any = tree
+    for depth, key in enumerate(keys[:-1]):
+        node = _descend(node, key, where.replace(path, ".".join(keys[: depth + 1])))
     if isinstance(node, list):
         items = cast(list[Any], node)
-        items[_index(items, keys[-1], f"--set {path}")] = value
+        items[_index(items, keys[-1], where)] = value
     elif isinstance(node, dict):
         cast(dict[str, Any], node)[keys[-1]] = value
     else:
-        raise ConfigError(f"--set {path}: {'.'.join(keys[:-1])} is the value {node!r} and has no fields")
+        raise ConfigError(f"{where}: {'.'.join(keys[:-1])} is the value {node!r} and has no fields")
 
 
 def _descend(node: Any, key: str, where: str) -> Any:

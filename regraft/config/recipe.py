@@ -60,6 +60,7 @@ class ModelSpec(Spec):
         False  # weights of a .bin, .pt or .pth file: read once without running code, kept as safetensors
     )
     sha256: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$")  # of the weights, checked when they are loaded
+    commercial: bool = False  # refuse weights whose licence forbids commercial use, or does not say that it is allowed
     packing: bool = (
         False  # text: examples of a batch share rows, so that almost nothing is padding in any order of examples
     )

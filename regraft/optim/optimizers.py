@@ -17,6 +17,7 @@ class Optimizer(Named):
     """A torch optimizer and its options; `lr` is the rate at scale 1 before the schedule."""
 
     family: ClassVar[str] = "optimizer"
+    written: ClassVar[frozenset[str]] = frozenset({"lr"})  # without it a rate is chosen, see phases.resolve
 
     lr: float = Field(default=1e-3, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)

@@ -226,8 +226,9 @@ def explained(path: Path, overrides: Sequence[str] = ()) -> list[str]:
     if spec.stages:
         from regraft.core import explain
         from regraft.phases.build import assemble
+        from regraft.phases.resolve import resolved
 
-        return explain(assemble(spec).recipe).splitlines()
+        return explain(assemble(resolved(spec)).recipe).splitlines()
     if spec.race is None:
         return [
             "This recipe has no plan yet: `regraft plan` measures, and writes the candidates that `adapt` will race."

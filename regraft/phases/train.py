@@ -34,6 +34,7 @@ from regraft.phases.job import Job, weights_hash
 from regraft.phases.judges import Judge, Results, Watch, judge_for, measured
 from regraft.phases.progress import Reporter, Silent
 from regraft.phases.report.document import write_report
+from regraft.phases.resolve import resolved
 from regraft.phases.rundir import EVENTS, MANIFEST, METRICS, PHASES, RECIPE, EventLog, RunDirectory
 from regraft.phases.training import Endings, StepCounter, Valid, epochs_of, newest_score, weight_bytes
 from regraft.phases.working import working
@@ -62,7 +63,8 @@ def train_job(
             be resumed.
         Interrupted: SIGTERM or SIGINT came; the run can be resumed.
     """
-    made = Made(spec, module)
+    made = Made(resolved(spec), module)
+    spec = made.spec
     datasets = {name: entry.materials.dataset for name, entry in made.assembled.entries.items()}
     spec = made.spec = with_left_out(spec, datasets)
     run = RunDirectory.create(out)
@@ -155,7 +157,7 @@ def start_phase(job: Job, made: Made) -> dict[str, Any]:
     done = job.run.done("start")
     if done is not None:
         return done
-    said = [*made.assembled.sentences, *sentences(advise(situation(made.assembled)))]
+    said = [*made.spec.reasons, *made.assembled.sentences, *sentences(advise(situation(made.assembled)))]
     with job.phase("start", "the model before training"):
         for sentence in said:
             job.reporter.say(sentence)

@@ -30,6 +30,7 @@ from regraft.optim.optimizers import Optimizer
 from regraft.optim.schedules import Schedule
 from regraft.phases.choose.features import model_outputs
 from regraft.phases.choose.gram import score
+from regraft.phases.resolve import scaled
 
 
 def builder(options: TrainSpec) -> DescentBuilder:
@@ -70,6 +71,7 @@ def supervised_recipe(
     hooks: Sequence[Hook] = (),
 ) -> Recipe:
     """A candidate's compiled recipe: one supervised stage of `candidate.steps` steps, edited by its techniques."""
+    candidate = candidate.replaced(train=scaled(candidate.train)[0])
     if candidate.train.steady:
         set_steady(model)
     stage = Stage(

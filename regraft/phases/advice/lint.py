@@ -8,6 +8,7 @@ from regraft.config.recipe import RecipeSpec
 from regraft.phases.advice import batches, freezing, rates
 from regraft.phases.advice.situation import Finding, Rule, Situation, situation
 from regraft.phases.build import assemble
+from regraft.phases.resolve import resolved
 
 RULES: tuple[Rule, ...] = (*rates.RULES, *batches.RULES, *freezing.RULES)
 
@@ -24,7 +25,7 @@ def lint(spec: RecipeSpec) -> list[Finding]:
     Raises:
         ConfigError, DataError, ModelError, Conflict: as `regraft train` would for the same recipe.
     """
-    return advise(situation(assemble(spec)))
+    return advise(situation(assemble(resolved(spec))))
 
 
 def sentences(findings: Sequence[Finding]) -> list[str]:
