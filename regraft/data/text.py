@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -48,7 +48,7 @@ class EncodedText:
     cut: np.ndarray  # (N,) bool: the text was longer than the limit and was cut
     pad_id: int
     types: np.ndarray | None = None  # (T,) int8: 0 for the first text of a pair, 1 for the second
-    origin: Origin | None = None  # of texts that can be read again, see `collate_texts`
+    origin: Origin | None = field(default=None, compare=False)  # of texts that can be read again, see `collate_texts`
 
     @property
     def inputs(self) -> tuple[str, ...]:

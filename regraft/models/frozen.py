@@ -125,5 +125,5 @@ def _digest(value: Any, update: Callable[[Any], None]) -> None:
         update(repr(value).encode())
     else:
         update(type(value).__qualname__.encode())
-        names = [field.name for field in fields(value)] if is_dataclass(value) else sorted(vars(value))
+        names = [field.name for field in fields(value) if field.compare] if is_dataclass(value) else sorted(vars(value))
         _digest({name: getattr(value, name) for name in names}, update)
