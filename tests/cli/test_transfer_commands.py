@@ -74,3 +74,17 @@ def test_what_does_not_fit_is_refused_in_a_sentence(regraft, recipe, trained):
     result = regraft("layers", recipe, "--metric", "fischer")
     assert result.exit_code == 2
     assert "did you mean 'fisher'" in result.stderr
+
+
+@pytest.mark.inventory("checkpoint-inventory", by="regraft models")
+def test_models_lists_as_a_table_and_as_json(regraft, tmp_path):
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "config.json").write_text('{"model_type": "bert", "license": "cc-by-nc-4.0"}')
+    found = {each["name"]: each for each in shown(regraft("models", tmp_path, "--commercial", "--json"))}
+    half = found[str(tmp_path / "half")]
+    assert (half["usable"], half["commercial"], half["sha256"]) == (False, False, None)
+    assert found["gpt-3"]["architecture"] == "closed"
+    table = regraft("models", tmp_path).stdout
+    assert "cc-by-nc-4.0" in table
+    assert "gpt-3: closed" in table
+    assert regraft("models", tmp_path / "missing").exit_code == 2
