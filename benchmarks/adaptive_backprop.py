@@ -27,10 +27,9 @@ from typing import Any
 
 import scipy.stats
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from regraft.config.recipe import CandidateSpec, recipe_from_tree
-from regraft.core import Recipe, fit
+from regraft.core import Recipe, fit, flops
 from regraft.core.descent import Precision
 from regraft.core.train import advance, start
 from regraft.optim.optimizers import AdamW
@@ -118,7 +117,7 @@ def counted(made: Assembled, spec: CandidateSpec) -> Counted:
     counts, weighing = list[float](), list[bool]()
     for _ in range(COUNTED):
         weighing.append(update.weighing if isinstance(update, AdaptiveUpdate) else True)
-        with FlopCounterMode(display=False) as counter:
+        with flops.counted() as counter:
             advance(run, 1)
         counts.append(float(counter.get_total_flops()))
     weigh = planned.weigh / planned.period if isinstance(planned, AdaptiveUpdate) else 1.0

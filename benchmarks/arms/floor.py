@@ -33,8 +33,9 @@ def counted(name: str, limit: int | None) -> tuple[float, int]:
     """FLOPs of a forward pass over train and test, unpadded, and the number of rows; nothing is computed."""
     import torch
     from tasks import task
-    from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoConfig, AutoModel
+
+    from regraft.core.flops import counted
 
     data = task(name, limit)
     folder = MOBILENET if name in IMAGE_SETS else minilm()
@@ -54,7 +55,7 @@ def counted(name: str, limit: int | None) -> tuple[float, int]:
                     if name in IMAGE_SETS
                     else {"input_ids": torch.zeros(1, side, dtype=torch.long, device="meta")}
                 )
-                with FlopCounterMode(display=False) as counter:
+                with counted() as counter:
                     model(**inputs)
                 total += counter.get_total_flops() * count
                 rows += count

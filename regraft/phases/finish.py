@@ -194,7 +194,7 @@ def _latency(model: nn.Module, encoded: Encoded) -> Latency:
         return model(**{key: batch[key] for key in keys})
 
     model.eval()
-    return latency(predict, inputs, warmup=3, runs=len(inputs))
+    return latency(predict, inputs, warmup=3, runs=len(inputs), threads=torch.get_num_threads())
 
 
 def _extra(job: Job, model: nn.Module, times: Latency, split: str) -> dict[str, Any]:

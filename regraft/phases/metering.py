@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from regraft.core.flops import counted
 from regraft.core.forward import inputs_of
 from regraft.core.modes import eval_mode
 from regraft.core.values import Batch, size
@@ -92,23 +93,15 @@ def _reset_peak() -> None:
 
 def forward_flops(model: nn.Module, batch: Batch) -> float:
     """FLOPs of one forward pass per unit of the batch: per token where there are tokens, else per example."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     inputs = {key: batch[key] for key in inputs_of(model)}
-    with (
-        eval_mode(model),
-        torch.no_grad(),
-        FlopCounterMode(display=False) as counter,
-    ):  # counting must not move statistics
+    with eval_mode(model), torch.no_grad(), counted() as counter:  # counting must not move statistics
         model(**inputs) if hasattr(model, "inputs") else model(batch["x"])
     return counter.get_total_flops() / units(batch)
 
 
 def step_flops(compute: Callable[[], torch.Tensor], units_in_batch: int) -> float:
     """FLOPs of one forward and backward pass per unit; `compute` returns the loss."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
+    with counted() as counter:
         compute().backward()
     return counter.get_total_flops() / units_in_batch
 

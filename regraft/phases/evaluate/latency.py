@@ -20,9 +20,10 @@ class Latency:
     inputs: int  # number of different inputs; call i was on input i % inputs
     batch: int  # examples in one call
     warmup: int  # calls before the first that was timed
+    threads: int = 1  # the calls compute with
 
     def to_json(self) -> dict[str, Any]:
-        """`{p50_ms, p95_ms, mean_ms, batch, runs, warmup}`: times of one call in milliseconds."""
+        """`{p50_ms, p95_ms, mean_ms, batch, runs, warmup, threads}`: times of one call in milliseconds."""
         p50, p95 = np.percentile(self.milliseconds, [50, 95])
         return {
             "p50_ms": float(p50),
@@ -31,6 +32,7 @@ class Latency:
             "batch": self.batch,
             "runs": len(self.milliseconds),
             "warmup": self.warmup,
+            "threads": self.threads,
         }
 
     def slowest(self, rows: Sequence[int | str], top: int = 10) -> list[dict[str, Any]]:
@@ -52,11 +54,13 @@ def latency(
     warmup: int = 5,
     runs: int = 100,
     batch: int = 1,
+    threads: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Latency:
     """Times of `runs` calls of `predict` on the inputs in turn, after `warmup` calls that are not timed.
 
-    `predict` must have finished its work when it returns: on an accelerator it synchronises. `batch` is only recorded.
+    `predict` must have finished its work when it returns: on an accelerator it synchronises. `batch` and `threads` are
+    only recorded; who calls this sees to it that no more threads compute.
     """
     if not inputs or runs < 1:
         raise ValueError(f"latency: needs at least one input and one run, got {len(inputs)} and {runs}")
@@ -68,4 +72,4 @@ def latency(
         start = clock()
         predict(one)
         seconds[i] = clock() - start
-    return Latency(milliseconds=1e3 * seconds, inputs=len(inputs), batch=batch, warmup=warmup)
+    return Latency(milliseconds=1e3 * seconds, inputs=len(inputs), batch=batch, warmup=warmup, threads=threads)

@@ -46,6 +46,7 @@ def _latency(run: RunFiles) -> list[tuple[str, str]]:
     facts = []
     if is_number(speed.get("p50_ms")):
         where = f", {speed['device']}" if speed.get("device") else ""
+        where += f", {whole(speed['threads'])} threads" if is_number(speed.get("threads")) else ""
         value = f"p50 {decimal(speed['p50_ms'], 2)} ms, p95 {decimal(speed.get('p95_ms'), 2)} ms"
         facts.append(
             ("Latency", f"{value}, batch {whole(speed.get('batch', 1))}, {whole(speed.get('runs'))} runs{where}")

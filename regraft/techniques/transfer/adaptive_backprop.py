@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from regraft.core.descent import OneUpdate
+from regraft.core.flops import counted
 from regraft.core.forward import forward, inputs_of
 from regraft.core.modes import eval_mode
 from regraft.core.protocols import LossFn, NamedParams, State, Update, UpdateBuilder, UpdateWrapper
@@ -78,9 +78,9 @@ class Tape:
         """Costs of some parameters of the model. A matrix costs what its module does, gains and biases nothing.
 
         The gradient of what enters a module with a matrix costs what its forward pass costs; of what stands between such
-        modules, as the two products of attention, twice that. Where a parameter stands within a module that calls others, or
-        holds several matrices, is not known; it counts as used where that module begins. A tied tensor is paid for at every
-        place, and reached at the lowest.
+        modules, as the two products of attention, two and a half times that, for their kernel computes the scores again.
+        Where a parameter stands within a module that calls others, or holds several matrices, is not known; it counts as used
+        where that module begins. A tied tensor is paid for at every place, and reached at the lowest.
         """
         holders = list(self._holders())
         heavy = {(module, p): p.numel() for module, p in holders if p.ndim > 1 and module not in self.containers}
@@ -91,7 +91,7 @@ class Tape:
         spent = Counter[nn.Module]()
         for module, flops in self.stretches:
             spent[module] += flops  # type: ignore[assignment]
-        passing = np.array([flops if module in sizes else 2 * flops for module, flops in self.stretches])
+        passing = np.array([flops if module in sizes else 2.5 * flops for module, flops in self.stretches])
         above = [*passing[::-1].cumsum()[::-1].tolist(), 0.0]  # from the loss down to the beginning of a stretch
         weight, reach = dict[Tensor, float](), dict[Tensor, float]()
         for module, p in holders:
@@ -133,7 +133,7 @@ def taped(model: nn.Module, batch: Batch) -> Tape:
     """Where the FLOPs of the model's forward pass on a batch go; nothing of the model is changed."""
     tape = Tape(model)
     owners = [part for part in model.modules() if part is not model and any(True for _ in part.parameters(False))]
-    with eval_mode(model), without_fast_path(), FlopCounterMode(display=False) as counter:
+    with eval_mode(model), without_fast_path(), counted() as counter:
 
         def enter(module: nn.Module, args: Any) -> None:
             tape.enter(module, float(counter.get_total_flops()))

@@ -61,6 +61,7 @@ def test_hard_examples_of_regression_and_multilabel_say_what_was_wrong():
     assert (labels[0]["label"], labels[0]["predicted"]) == (["y"], ["x"])
 
 
+@pytest.mark.inventory("latency-p95", by="regraft adapt; metrics.json and the report")
 def test_latency_leaves_the_warm_up_out_and_names_the_slowest_inputs():
     now, calls = [0.0], []
 
@@ -68,7 +69,13 @@ def test_latency_leaves_the_warm_up_out_and_names_the_slowest_inputs():
         calls.append(item)
         now[0] += item
 
-    measured = latency(predict, [0.001, 0.004, 0.002], warmup=2, runs=6, clock=lambda: now[0])
+    measured = latency(predict, [0.001, 0.004, 0.002], warmup=2, runs=6, clock=lambda: now[0], threads=2)
+    assert {key: measured.to_json()[key] for key in ("runs", "warmup", "threads")} == {
+        "runs": 6,
+        "warmup": 2,
+        "threads": 2,
+    }
+    assert measured.to_json()["p95_ms"] == pytest.approx(4.0)
     assert len(calls) == 8
     assert measured.to_json()["p50_ms"] == pytest.approx(2.0)
     assert [each["row"] for each in measured.slowest(["a", "b", "c"], 2)] == ["b", "c"]

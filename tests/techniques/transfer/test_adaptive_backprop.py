@@ -12,9 +12,9 @@ import torch
 import toy
 from techniques.test_on_transformers import Classifier, Texts
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from regraft.core import Hook, compile, fit
+from regraft.core.flops import counted
 from regraft.core.forward import forward
 from regraft.core.modes import eval_mode
 from regraft.core.train import advance, start
@@ -125,7 +125,7 @@ def examples_of(model):
 def flops_of_a_step(model, batch, kept):
     """Counted in a real forward and backward pass in which nothing but `kept` requires a gradient."""
     others = [p for p in model.parameters() if not any(p is k for k in kept)]
-    with without_fast_path(), eval_mode(model), paused(others), FlopCounterMode(display=False) as counter:
+    with without_fast_path(), eval_mode(model), paused(others), counted() as counter:
         output = forward(model, batch).sum()
         if kept:
             output.backward(inputs=kept)
@@ -149,7 +149,7 @@ def test_predicted_costs_are_those_counted_in_real_steps(build):
         real = flops_of_a_step(model, batch, [p for p, keep in zip(tensors, chosen, strict=True) if keep])
         wanted = [name for name, keep in zip(named, chosen, strict=True) if keep]
         assert costs.of(chosen) >= real * (1 - 1e-9), wanted
-        assert costs.of(chosen) <= real + 0.15 * whole, wanted
+        assert costs.of(chosen) <= real + 0.2 * whole, wanted
 
 
 def test_costs_of_linear_layers_are_those_of_their_matrix_products():
@@ -191,7 +191,7 @@ def test_a_step_costs_its_share_of_a_whole_one(rho):
     run, _ = stepping(compile(toy_recipe(network(), steps=20), [AdaptiveBackprop(rho=rho, weigh=0.05)]))
     flops = []
     for _ in range(5):
-        with FlopCounterMode(display=False) as counter:
+        with counted() as counter:
             advance(run, 1)
         flops.append(counter.get_total_flops())
     assert len(set(flops[1:])) == 1
