@@ -130,6 +130,18 @@ def insert(model: M, description: Bottlenecks, *, seed: int = 0) -> M:
     return adapted
 
 
+def describe(model: nn.Module) -> Bottlenecks | None:
+    """What was put into a model by `insert`, or None."""
+    found = {
+        name.rpartition(".")[0]: module for name, module in model.named_modules() if isinstance(module, Bottleneck)
+    }
+    if not found:
+        return None
+    width, _ = next(iter(found.values())).down.weight.shape[:2]
+    places = {name: (int(part.down.weight.shape[1]), isinstance(part.down, nn.Conv2d)) for name, part in found.items()}
+    return Bottlenecks(width=int(width), places=places)
+
+
 def adapter_parameters(model: nn.Module) -> frozenset[str]:
     """Names of the parameters of all bottleneck adapters."""
     return frozenset(

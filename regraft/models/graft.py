@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from regraft.core.modes import eval_mode
 from regraft.errors import ModelError
 from regraft.layers.packing import layout_of
+from regraft.layers.prompt import words_only
 from regraft.models.backbone import Backbone, Boundary, Cutting, cutting_above
 from regraft.models.heads import folded
 from regraft.models.packing import MASK, Packing, proved_packing, saves_rows
@@ -139,7 +140,7 @@ class Graft(nn.Module):
         if self.packing is None or layout is None or layout.saved < WORTH:
             with captured(self.backbone, places) as seen:
                 call(self.backbone, inputs)
-            return seen
+            return words_only(self.backbone, seen, inputs[MASK].shape[1]) if MASK in inputs else seen
         with captured(self.backbone, places) as seen:
             call(self.backbone, self.packing.inputs(self.backbone, inputs, layout))
         return {depth: layout.unpack(values) for depth, values in seen.items()}

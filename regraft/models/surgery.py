@@ -35,7 +35,7 @@ def register_surgery(kind: str, surgery: Surgery) -> None:
 
 
 def kinds() -> dict[str, Surgery]:
-    """All known kinds: `lora`, `adapter`, `extra`, and what was registered."""
+    """All known kinds: `lora`, `adapter`, `prefix`, `prompt`, `extra`, and what was registered."""
     return {**_own(), **_KINDS}
 
 
@@ -76,39 +76,34 @@ def added_state(module: nn.Module) -> dict[str, Tensor]:
 
 def _own() -> dict[str, Surgery]:
     """The kinds regraft has itself; imported late, since peft is."""
-    from regraft.layers import bottleneck, extra, low_rank
-
-    def lora(module: nn.Module) -> dict[str, Any] | None:
-        description = low_rank.describe(module)
-        return None if description is None else description.to_json()
-
-    def adapter(module: nn.Module) -> dict[str, Any] | None:
-        places = {
-            name.rpartition(".")[0]: (part.down.weight.shape[1], isinstance(part.down, nn.Conv2d))
-            for name, part in module.named_modules()
-            if isinstance(part, bottleneck.Bottleneck)
-        }
-        widths = {p.down.weight.shape[0] for p in module.modules() if isinstance(p, bottleneck.Bottleneck)}
-        return bottleneck.Bottlenecks(width=widths.pop(), places=places).to_json() if places else None
-
-    def extra_layers(module: nn.Module) -> dict[str, Any] | None:
-        description = extra.describe(module)
-        return None if description is None else description.to_json()
+    from regraft.layers import bottleneck, extra, group_norm, low_rank, prefix, prompt
 
     return {
-        "extra": Surgery(
-            describe=extra_layers,
-            rebuild=lambda module, given: extra.extend(module, extra.ExtraLayers.from_json(given)),
-            added=extra.extra_parameters,
+        "extra": _surgery(extra.describe, extra.ExtraLayers, extra.extend, extra.extra_parameters),
+        "group_norm": _surgery(
+            group_norm.describe, group_norm.Grouping, group_norm.to_group_norm, group_norm.added_parameters
         ),
-        "lora": Surgery(
-            describe=lora,
-            rebuild=lambda module, given: low_rank.inject(module, low_rank.LowRank.from_json(given)),
-            added=low_rank.low_rank_parameters,
+        "lora": _surgery(low_rank.describe, low_rank.LowRank, low_rank.inject, low_rank.low_rank_parameters),
+        "adapter": _surgery(
+            bottleneck.describe, bottleneck.Bottlenecks, bottleneck.insert, bottleneck.adapter_parameters
         ),
-        "adapter": Surgery(
-            describe=adapter,
-            rebuild=lambda module, given: bottleneck.insert(module, bottleneck.Bottlenecks.from_json(given)),
-            added=bottleneck.adapter_parameters,
-        ),
+        "prefix": _surgery(prefix.describe, prefix.Prefixes, prefix.insert, prefix.prefix_parameters),
+        "prompt": _surgery(prompt.describe, prompt.Prompt, prompt.insert, prompt.prompt_parameters),
     }
+
+
+def _surgery(
+    describe: Callable[[nn.Module], Any],
+    description: Any,
+    put_in: Callable[[nn.Module, Any], nn.Module],
+    added: Callable[[nn.Module], frozenset[str]],
+) -> Surgery:
+    """One kind whose description is a value with `to_json` and `from_json`."""
+
+    def as_json(module: nn.Module) -> dict[str, Any] | None:
+        found = describe(module)
+        return None if found is None else found.to_json()
+
+    return Surgery(
+        describe=as_json, rebuild=lambda module, given: put_in(module, description.from_json(given)), added=added
+    )

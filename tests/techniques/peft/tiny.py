@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import toy
 from torch import nn
 
+from regraft.data.sources import Columns, Examples
+from regraft.data.text import EncodedText
 from regraft.models.attention import use_plain_attention
 from regraft.models.backbone import Backbone
 from regraft.models.graft import Graft
@@ -67,13 +70,16 @@ def graft(kind: str, *, depths: tuple[int, ...] = (2, 3), pools: tuple[str, ...]
     return Graft(backbone, depths=depths, pools=pools, num_outputs=4).eval()
 
 
-class Rows(toy.Tensors):
-    """The rows of a network as a source."""
-
-    def __init__(self, kind: str) -> None:
-        columns = rows(kind)
-        super().__init__(columns, batch_size=8)
-        self.inputs = {name: "id" for name in columns if name != "y"}
+def source(kind: str) -> Examples:
+    """The rows of a network as a source, eight at a time."""
+    columns = rows(kind)
+    labels = columns.pop("y").numpy()
+    if kind == "vit":
+        return Examples(Columns(columns), labels, batch_size=8, seed=0)
+    real = columns["attention_mask"].bool()
+    flat, lengths = columns["input_ids"][real].numpy().astype(np.int32), real.sum(1).numpy()
+    encoded = EncodedText(flat, lengths, np.zeros(len(lengths), bool), pad_id=1 if kind == "roberta" else 0)
+    return Examples(encoded, labels, batch_size=8, seed=0)
 
 
 def stage(kind: str, steps: int = 4, model: nn.Module | None = None, **changes):
@@ -82,7 +88,7 @@ def stage(kind: str, steps: int = 4, model: nn.Module | None = None, **changes):
 
     update = toy.descent(AdamW(lr=0.01, weight_decay=0.5))
     model = graft(kind) if model is None else model
-    return toy.stage(model, source=Rows(kind), steps=steps, update=update, **changes)
+    return toy.stage(model, source=source(kind), steps=steps, update=update, **changes)
 
 
 def inputs(kind: str) -> dict[str, torch.Tensor]:
