@@ -166,6 +166,11 @@ def resume(
     """Go on with a run that was stopped or killed, to the result it would have had."""
     from regraft.phases.demo import resume_any
 
+    if (run / "journal.jsonl").is_file():
+        from regraft.cli.search import resume_here
+
+        resume_here(run, common)
+        return
     with screen(common.quiet or common.json) as reporter, resumable(run):
         resume_any(run, reporter=reporter, ignore_errors=ignore_errors)
     show_end(run, common)

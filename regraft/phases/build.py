@@ -12,11 +12,13 @@ from regraft.config.data import DataSpec
 from regraft.config.recipe import MAIN, ModelSpec, ProbeSpec, RecipeSpec, StageSpec
 from regraft.core import Hook, Recipe, Stage, Technique, compile
 from regraft.core.protocols import Source
-from regraft.data.dataset import Dataset
+from regraft.data.cache import cache_folder
+from regraft.data.dataset import LANGUAGE, Dataset
 from regraft.data.encode import AnyPreprocessor
 from regraft.data.images import ImagePreprocessor
 from regraft.data.read import load, load_as
 from regraft.data.sources import Examples
+from regraft.data.store import Keeping
 from regraft.data.text import TextPreprocessor
 from regraft.errors import ConfigError, DataError
 from regraft.losses.criterion import objective_of, question_of
@@ -31,6 +33,7 @@ from regraft.phases.teachers import earlier_run, from_earlier_run
 from regraft.phases.training import builder, examples, set_steady
 
 UNLABELLED = "unlabelled"
+MOST_BYTES = 2 << 30  # of the probe's features that are left in the cache for later runs and other trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +57,22 @@ class Assembled:
         return self.main.task
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """What recipes with the same `data:`, `models:`, `probe:` and seed have in common: the data, and the models before training."""
+
+    entries: Mapping[str, Entry]
+    base: nn.Module
+    models: Mapping[str, nn.Module]
+    sentences: tuple[str, ...] = ()
+
+
 def assemble(
     spec: RecipeSpec,
     *,
     module: nn.Module | None = None,
     hooks: Callable[[StageSpec, Entry], Sequence[Hook]] = lambda stage, entry: (),
+    ground: Ground | None = None,
 ) -> Assembled:
     """The data, models, stages and techniques of a recipe.
 
@@ -66,26 +80,37 @@ def assemble(
         spec: the recipe; it must have at least one stage.
         module: the main model, where it is a Python module rather than a name.
         hooks: of a stage, given what the recipe says of it and the entry it trains on.
+        ground: its data and models where they are there already; the models will be trained.
 
     Raises:
         ConfigError: a stage names an unknown entry, entries do not fit together, or a model cannot be used here.
         DataError: an entry cannot be read.
         Conflict: two techniques exclude each other.
     """
-    trained = _entries_of_stages(spec)
+    ground = lay_ground(spec, module) if ground is None else ground
+    if spec.train.steady:
+        set_steady(ground.base)
+    entries = ground.entries
+    stages = tuple(_stage(stage, spec, ground.base, entries[stage.data], hooks) for stage in spec.stages)
+    plain = Recipe(model=ground.base, stages=stages, models=ground.models, sources=_sources(spec, entries))
+    recipe = compile(plain, [cast(Technique, technique) for technique in spec.techniques])
+    return Assembled(spec=spec, recipe=recipe, base=ground.base, entries=entries, sentences=ground.sentences)
+
+
+def lay_ground(spec: RecipeSpec, module: nn.Module | None = None) -> Ground:
+    """The data and models of a recipe, the main one with its head.
+
+    Raises:
+        ConfigError, DataError: as `assemble`.
+    """
     sentences: list[str] = []
-    entries = load_entries(spec, trained, module, sentences)
+    entries = load_entries(spec, _entries_of_stages(spec), module, sentences)
     main = entries[MAIN]
     base = main_model(spec, main, module, sentences)
     models = {
         name: _other_model(name, entry, spec, main, sentences) for name, entry in extra_models(spec.models).items()
     }
-    if spec.train.steady:
-        set_steady(base)
-    stages = tuple(_stage(stage, spec, base, entries[stage.data], hooks) for stage in spec.stages)
-    plain = Recipe(model=base, stages=stages, models=models, sources=_sources(spec, entries))
-    recipe = compile(plain, [cast(Technique, technique) for technique in spec.techniques])
-    return Assembled(spec=spec, recipe=recipe, base=base, entries=entries, sentences=tuple(sentences))
+    return Ground(entries=entries, base=base, models=models, sentences=tuple(sentences))
 
 
 def _entries_of_stages(spec: RecipeSpec) -> frozenset[str]:
@@ -260,13 +285,16 @@ def with_probe_head(
     """
     if not hasattr(model, "set_head") or not hasattr(model, "features"):
         raise ConfigError(f"probe: a {type(model).__name__} with fresh weights has no features to probe; leave it out")
+    if main.task == LANGUAGE:
+        raise ConfigError(f"probe: a {LANGUAGE} has no head to be fitted on features; leave `probe:` out")
     problem = Problem(task=main.task, num_outputs=main.num_outputs)
     precision = "fp32" if options.precision == "auto" else options.precision
     encoded, targets = main.encoded("train"), main.targets("train")
     given = bool(chosen.depths or chosen.pools)
     if given:
         model = _reading(model, chosen, main, seed)
-    features = all_features(model, encoded, precision=precision, pools=chosen.pools or None)
+    keeping = Keeping(max_bytes=MOST_BYTES, folder=cache_folder("stores"))
+    features = all_features(model, encoded, precision=precision, pools=chosen.pools or None, keeping=keeping)
     if given:
         heights = Heights(reads=cast(Graft, model).reads)
     else:

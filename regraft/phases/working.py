@@ -38,7 +38,7 @@ def working(run: RunDirectory, reporter: Reporter, *, fresh: bool = False) -> Ge
         RunError: another process works there; it holds a run although it should be new; or the disk fails.
         Interrupted: SIGTERM or SIGINT came, and the run can be resumed.
     """
-    with _locked(run.path), listening() as stop:
+    with locked(run.path), listening() as stop:
         if fresh and (run.path / RECIPE).exists():
             raise RunError(f"{run.path}: another process has begun a run there; give another --out")
         run.say = reporter.say
@@ -94,7 +94,7 @@ class Attentive:
 
 
 @contextmanager
-def _locked(folder: Path) -> Generator[None]:
+def locked(folder: Path) -> Generator[None]:
     """The lock of a run directory. The system gives it back when the process ends, however it ends.
 
     Raises:
