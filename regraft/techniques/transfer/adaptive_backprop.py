@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from regraft.core.descent import OneUpdate
 from regraft.core.flops import counted
@@ -47,29 +48,38 @@ class Costs:
         return self.forward + float(self.weight[chosen].sum() + self.reach[chosen].max(initial=0.0))
 
 
+@dataclass(frozen=True)
+class Work:
+    """FLOPs of a forward pass."""
+
+    products: float = 0.0  # with matrices, weights or not
+    attention: float = 0.0  # within kernels that compute the scores again in the backward pass
+
+
 class Tape:
     """The FLOPs of a forward pass in the order they were spent, in stretches of the innermost module with own parameters."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.stretches: list[tuple[nn.Module, float]] = []
+        self.stretches: list[tuple[nn.Module, Work]] = []
         self.entered: dict[nn.Module, int] = {model: 0}  # module -> its first stretch
         self.containers: set[nn.Module] = {model}  # others were called within them
-        self._inside, self._total = [model], 0.0
+        self._inside, self._total = [model], Work()
 
-    def move(self, total: float) -> None:
-        """End a stretch when `total` FLOPs are spent."""
-        self.stretches.append((self._inside[-1], total - self._total))
-        self._total = total
+    def move(self, total: Work) -> None:
+        """End a stretch when `total` is spent."""
+        before, self._total = self._total, total
+        stretch = Work(total.products - before.products, total.attention - before.attention)
+        self.stretches.append((self._inside[-1], stretch))
 
-    def enter(self, module: nn.Module, total: float) -> None:
+    def enter(self, module: nn.Module, total: Work) -> None:
         """A module is called."""
         self.move(total)
         self.containers.add(self._inside[-1])
         self.entered.setdefault(module, len(self.stretches))
         self._inside.append(module)
 
-    def leave(self, total: float) -> None:
+    def leave(self, total: Work) -> None:
         """The module called last is done."""
         self.move(total)
         self._inside.pop()
@@ -78,9 +88,9 @@ class Tape:
         """Costs of some parameters of the model. A matrix costs what its module does, gains and biases nothing.
 
         The gradient of what enters a module with a matrix costs what its forward pass costs; of what stands between such
-        modules, as the two products of attention, two and a half times that, for their kernel computes the scores again.
-        Where a parameter stands within a module that calls others, or holds several matrices, is not known; it counts as used
-        where that module begins. A tied tensor is paid for at every place, and reached at the lowest.
+        modules twice that, and of attention two and a half times, for its kernel computes the scores again. Where a parameter
+        stands within a module that calls others, or holds several matrices, is not known; it counts as used where that module
+        begins. A tied tensor is paid for at every place, and reached at the lowest.
         """
         holders = list(self._holders())
         heavy = {(module, p): p.numel() for module, p in holders if p.ndim > 1 and module not in self.containers}
@@ -89,9 +99,11 @@ class Tape:
         for (module, _), numel in heavy.items():
             sizes[module] += numel
         spent = Counter[nn.Module]()
-        for module, flops in self.stretches:
-            spent[module] += flops  # type: ignore[assignment]
-        passing = np.array([flops if module in sizes else 2.5 * flops for module, flops in self.stretches])
+        for module, work in self.stretches:
+            spent[module] += work.products  # type: ignore[assignment]
+        passing = np.array(
+            [work.products * (1 if module in sizes else 2) + 2.5 * work.attention for module, work in self.stretches]
+        )
         above = [*passing[::-1].cumsum()[::-1].tolist(), 0.0]  # from the loss down to the beginning of a stretch
         weight, reach = dict[Tensor, float](), dict[Tensor, float]()
         for module, p in holders:
@@ -99,7 +111,7 @@ class Tape:
             weight[p] = weight.get(p, 0.0) + share * spent[module]
             known = module not in self.containers and matrices[module] < 2
             reach[p] = max(reach.get(p, 0.0), above[self.entered[module] + known])
-        forward = sum(flops for _, flops in self.stretches)
+        forward = sum(work.products + work.attention for _, work in self.stretches)
         return Costs(
             forward=forward,
             whole=forward + sum(weight.values()) + max(reach.values()),
@@ -136,10 +148,10 @@ def taped(model: nn.Module, batch: Batch) -> Tape:
     with eval_mode(model), without_fast_path(), counted() as counter:
 
         def enter(module: nn.Module, args: Any) -> None:
-            tape.enter(module, float(counter.get_total_flops()))
+            tape.enter(module, _spent(counter))
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            tape.leave(float(counter.get_total_flops()))
+            tape.leave(_spent(counter))
 
         handles = [part.register_forward_pre_hook(enter) for part in owners]
         handles += [part.register_forward_hook(leave) for part in owners]
@@ -148,8 +160,15 @@ def taped(model: nn.Module, batch: Batch) -> Tape:
         finally:
             for handle in handles:
                 handle.remove()
-        tape.move(float(counter.get_total_flops()))
+        tape.move(_spent(counter))
     return tape
+
+
+def _spent(counter: FlopCounterMode) -> Work:
+    """What was counted so far."""
+    found = counter.get_flop_counts().get("Global", {})
+    attention = sum(flops for kernel, flops in found.items() if "attention" in str(kernel))
+    return Work(sum(found.values()) - attention, attention)
 
 
 def first_examples(stage: Stage[Any]) -> Batch:

@@ -149,7 +149,7 @@ def test_predicted_costs_are_those_counted_in_real_steps(build):
         real = flops_of_a_step(model, batch, [p for p, keep in zip(tensors, chosen, strict=True) if keep])
         wanted = [name for name, keep in zip(named, chosen, strict=True) if keep]
         assert costs.of(chosen) >= real * (1 - 1e-9), wanted
-        assert costs.of(chosen) <= real + 0.2 * whole, wanted
+        assert costs.of(chosen) <= real + 0.25 * whole, wanted
 
 
 def test_costs_of_linear_layers_are_those_of_their_matrix_products():
