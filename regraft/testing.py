@@ -313,7 +313,7 @@ class TechniqueContract:
         """What no stage trains is untouched by gradients, weight decay and the technique itself."""
         optimizer = Adam(lr=0.01, weight_decay=0.1)
         recipe = self.build(self.case.technique, frozen=True, optimizer=optimizer)
-        names = recipe.model.state_dict().keys() - trained_names(recipe)
+        names = frozen_names(recipe)
         before = {name: value.clone() for name, value in recipe.model.state_dict().items() if name in names}
         assert before
         fit(recipe)
@@ -373,6 +373,16 @@ def trained_names(recipe: Recipe) -> set[str]:
     """Names of the model's parameters that train in any stage."""
     chosen = [trainable(stage.model).keys() if stage.trains is None else stage.trains for stage in recipe.stages]
     return {name for names in chosen for name in names}
+
+
+def frozen_names(recipe: Recipe) -> set[str]:
+    """Names of parameters that no stage trains, and of the buffers in modules in which nothing trains."""
+    trained, names = trained_names(recipe), set[str]()
+    for prefix, module in recipe.model.named_modules():
+        own = {f"{prefix}.{name}" if prefix else name for name, _ in module.named_parameters()}
+        if own and not own & trained:
+            names |= {f"{prefix}.{name}" if prefix else name for name in module.state_dict()}
+    return names | {name for name, _ in recipe.model.named_parameters() if name not in trained}
 
 
 def of_stages(report: Report, names: Sequence[str]) -> tuple[dict[str, float | int | str], ...]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from regraft.core.forward import inputs_of
 from regraft.core.modes import eval_mode
 from regraft.errors import ModelError
+from regraft.layers.reparametrise import folded
 from regraft.models.backbone import Backbone, Boundary, Cutting, plain_backbone
 from regraft.models.graft import Graft, captured, count_parameters, put_linear
 from regraft.models.headers import load_tensors
@@ -58,7 +59,7 @@ def save_model(
         task: binary, multiclass, multilabel or regression.
         extra: more for model.json, as JSON.
     """
-    folder = Path(folder)
+    folder, model = Path(folder), folded(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     making = folder.parent / f".{folder.name}.making-{os.getpid()}"
     shutil.rmtree(making, ignore_errors=True)
@@ -171,7 +172,7 @@ def _write(model: nn.Module, folder: Path, info: dict[str, Any]) -> None:
         info["loads_plainly"] = _write_graft_base(model, base)
         size = [] if info["modality"] == "text" else info["example_shape"][1:]
         pooler = takes_pooler_option(network.config)
-        if not any(description["kind"] in ("adapter", "extra") for description in info["surgery"]):
+        if not any(description["kind"] in ("adapter", "extra", "group_norm") for description in info["surgery"]):
             padded = bool(getattr(network.config, "tf_padding", False))
             plain = info["loads_plainly"]
             code = graft_code(info, loads_plainly=plain, pooler_option=pooler, lora=lora, padded=padded, size=size)
@@ -238,8 +239,9 @@ def _note(model: nn.Module, info: Mapping[str, Any], *, lora: bool) -> str:
             "The weights of a module of your own: `load_model('.', module=YourClass())`, or `load_state_dict` by hand."
         )
     if isinstance(model, StandardHead) and not info["surgery"]:
-        kind = "Sequence" if info["modality"] == "text" else "Image"
-        return f"Loads with `transformers.AutoModelFor{kind}Classification.from_pretrained('.')`. {own}"
+        kind = "SequenceClassification" if info["modality"] == "text" else "ImageClassification"
+        kind = "CausalLM" if info["task"] == "language-model" else kind
+        return f"Loads with `transformers.AutoModelFor{kind}.from_pretrained('.')`. {own}"
     if isinstance(model, StandardHead) and lora:
         return f"Loads with `peft.PeftModel.from_pretrained(model, '.')` around the model in `backbone/`. {own}"
     if isinstance(model, Graft) and info["base"] == "transformers":
@@ -304,7 +306,8 @@ def _standard_base(base: Path, info: Mapping[str, Any]) -> nn.Module:
     import transformers
 
     kind = "Sequence" if info["modality"] == "text" else "Image"
-    auto_class = getattr(transformers, f"AutoModelFor{kind}Classification")
+    language = info["task"] == "language-model"
+    auto_class = getattr(transformers, "AutoModelForCausalLM" if language else f"AutoModelFor{kind}Classification")
     with quiet():
         return from_folder(auto_class, base)
 

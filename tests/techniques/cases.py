@@ -29,6 +29,7 @@ from regraft.techniques.peft.prompt_tuning import PromptTuning, PTuning
 from regraft.techniques.regularise.dropout import DropConnect, Dropout, DropPath, SpatialDropout
 from regraft.techniques.regularise.gsam import GSAM
 from regraft.techniques.regularise.information_bottleneck import InformationBottleneck
+from regraft.techniques.regularise.l0_penalty import L0Penalty
 from regraft.techniques.regularise.mixup import CutMix, MixUp
 from regraft.techniques.regularise.sam import SAM
 from regraft.techniques.regularise.weight_average import WeightAverage
@@ -38,6 +39,9 @@ from regraft.techniques.speed.activation_checkpointing import ActivationCheckpoi
 from regraft.techniques.speed.channels_last import ChannelsLast
 from regraft.techniques.speed.compile import Compile
 from regraft.techniques.speed.prefetch import Prefetch
+from regraft.techniques.stability.group_norm import GroupNorm
+from regraft.techniques.stability.init import Init
+from regraft.techniques.stability.weight_norm import SpectralNorm, WeightNorm
 from regraft.techniques.transfer.adaptive_backprop import AdaptiveBackprop
 from regraft.techniques.transfer.add_layers import AddLayers
 from regraft.techniques.transfer.cache_prefix import CachePrefix
@@ -113,6 +117,17 @@ TEXTS = [text for seed in (0, 1) for text in ToyTexts(blobs(seed=seed)[0]).texts
 REVERSED = {text: (" ".join(reversed(text.split())),) for text in TEXTS}
 DOUBLED = {word.lstrip("-"): ("1.5",) for text in TEXTS for word in text.split()}
 
+
+def batch_normed(dropout: float) -> nn.Module:
+    """Batch normalisation between linear layers; the same weights at each call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 16), nn.BatchNorm1d(16),
+            nn.ReLU(), nn.Linear(16, 4),
+        )  # fmt: skip
+
+
 ROWS = [
     Case(ActivationCheckpointing(blocks="all"), effect=False),
     Case(AdamToSGD(at=0.4), gentle=Adam(lr=0.05, eps=1.0)),
@@ -140,9 +155,12 @@ ROWS = [
     Case(GAN(rounds=2), network=Players),
     Case(GRPO(group_size=4, kl_weight=0.1)),
     Case(GSAM(rho=0.1, alpha=0.5), neutral=GSAM(rho=0)),
+    Case(GroupNorm(groups=4), network=batch_normed),
     Case(Guard(on_trouble="roll_back", spike=3.0, every=2), neutral=Guard(on_trouble="stop"), effect=False),
     Case(ImageGeometry(flip=0.5), neutral=ImageGeometry(rotate=0, shift=0, scale=0), shows=ToyPictures),
     Case(InformationBottleneck(weight=0.01, log_variance=-2), neutral=InformationBottleneck(weight=0), noisy=True),
+    Case(Init(kind="lsuv")),
+    Case(L0Penalty(weight=0.001), neutral=L0Penalty(weight=0), noisy=True),
     Case(L1Penalty(weight=0.01), neutral=L1Penalty(weight=0)),
     Case(L2Penalty(weight=0.01), neutral=L2Penalty(weight=0)),
     Case(LastK(blocks=1)),
@@ -158,12 +176,14 @@ ROWS = [
     Case(PromptTuning(tokens=2), network=Reader),
     Case(RandAugment(), neutral=RandAugment(number=0), shows=ToyPictures),
     Case(SAM(rho=0.1), neutral=SAM(rho=0)),
+    Case(SpectralNorm(modules="*")),
     Case(StagedThaw()),
     Case(StopWhen(gradient_norm=1e-6, step_norm=1e-6), neutral=StopWhen(gradient_norm=0), effect=False),
     Case(SynonymReplacement(share=0.3, table=DOUBLED), neutral=SynonymReplacement(share=0), shows=ToyTexts),
     Case(TextEdit(), neutral=TextEdit(delete=0, swap=0), shows=ToyTexts),
     Case(TrainOnly(kind="norm", parameters="*3.bias")),
     Case(UncertaintyWeighting(), objective=EachClass()),
+    Case(WeightNorm()),
     Case(WeightAverage(decay=0.5), neutral=WeightAverage(decay=0)),
 ]
 CASES = {case.name: case for case in ROWS}

@@ -268,7 +268,8 @@ def _blocks(model: nn.Module, *, composite: bool) -> list[str]:
 
 def _is_composite(block: nn.Module) -> bool:
     """Is this more than a single layer, or a single layer beside which a technique has put something?"""
-    return any(True for _ in block.children()) and not hasattr(block, "base_layer")
+    single = isinstance(block, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) or hasattr(block, "base_layer")
+    return any(True for _ in block.children()) and not single
 
 
 def _shapes(stage: Stage[Any], *, asked_by: str, composite: bool) -> dict[str, Any]:

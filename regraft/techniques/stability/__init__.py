@@ -1,0 +1,1 @@
+"""Techniques that keep numbers in range: normalisation, initialisation, constraints on weights."""
