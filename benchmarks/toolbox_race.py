@@ -76,7 +76,12 @@ def adapted(name: str, code: Path, seed: int, budget: str, out: Path) -> dict[st
         out,
         "--quiet",
     ]
-    run = run_arm(command, environment={"PYTHONPATH": str(code), "REGRAFT_CACHE": str(out) + "-cache"})
+    own = {
+        "PYTHONPATH": str(code),
+        "PYTHONSAFEPATH": "1",
+        "REGRAFT_CACHE": f"{out}-cache",
+    }  # not the code of this folder
+    run = run_arm(command, environment=own)
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     entry = metrics["final"]["test"][metrics["primary"]]
     valid = metrics["final"].get("valid", {}).get(metrics["primary"], {})
