@@ -53,7 +53,8 @@ FAMILIES = {
     "schedule": (
         "Schedules",
         "The factor on the learning rate over a stage. In the `warmup`, a share of the stage or a number of steps, it rises "
-        "from 0 in a straight line, or is held at `warmup_factor`; `floor` is the factor at the end. `regraft schedule NAME`, or `regraft schedule RECIPE`, draws one.",
+        "from 0 in a straight line, or is held at `warmup_factor`; `floor` is the factor at the end. "
+        "`regraft schedule NAME`, or `regraft schedule RECIPE`, draws one.",
         "train: {{schedule: {{{name}: {{warmup: 0.1}}}}}}",
     ),
     "loss": (

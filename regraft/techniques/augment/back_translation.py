@@ -54,7 +54,7 @@ class BackTranslation(Technique):
     """
 
     share: float = Field(default=0.5, ge=0, le=1)
-    paraphrases: str | dict[str, tuple[str, ...]] | None = None
+    paraphrases: str | dict[str, str | tuple[str, ...]] | None = None
     there: str | None = None
     back: str | None = None
     translate: Any = None
@@ -88,10 +88,9 @@ class BackTranslation(Technique):
                 f"`translate`, got {' and '.join(given) or 'none of them'}"
             )
         if self.paraphrases is not None:
-            table = self.paraphrases
-            if isinstance(table, str):
-                table = read_lists(table, name="BackTranslation.paraphrases")
-            return FromTable(table)
+            if isinstance(self.paraphrases, str):
+                return FromTable(read_lists(self.paraphrases, name="BackTranslation.paraphrases"))
+            return FromTable({k: (v,) if isinstance(v, str) else v for k, v in self.paraphrases.items()})
         if self.there is not None and self.back is not None:
             return Kept(Translator(self.there, self.back))
         if not callable(self.translate):
@@ -153,8 +152,8 @@ Paraphrase = Callable[[list[str]], list[tuple[str, ...]]]
 class Translator:
     """A translation there and back by two local sequence-to-sequence models, greedily; loaded at first use."""
 
-    def __init__(self, there: str, back: str) -> None:
-        self.folders = (there, back)
+    def __init__(self, there: str, back: str, *, most_tokens: int = MOST_TOKENS) -> None:
+        self.folders, self.most_tokens = (there, back), most_tokens
         self.models: list[tuple[Any, Any]] = []
 
     def __call__(self, texts: list[str]) -> list[str]:
@@ -165,10 +164,12 @@ class Translator:
 
     def _back(self, text: str) -> str:
         for tokenizer, model in self.models:
-            inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=MOST_TOKENS)
+            inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=self.most_tokens)
             inputs.pop("token_type_ids", None)
+            if inputs["input_ids"].shape[1] == 0:  # an empty text, from a tokenizer that adds nothing to it
+                return ""
             with torch.no_grad():
-                out = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=MOST_TOKENS)
+                out = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=self.most_tokens)
             text = tokenizer.decode(out[0], skip_special_tokens=True)
         return text
 
@@ -225,8 +226,9 @@ class Paraphrased:
         places = [i for i, wanted in enumerate(chosen) if wanted]
         out = list(texts)
         for place, found in zip(places, self.paraphrase([texts[i] for i in places]), strict=True):
-            if found:
-                out[place] = draws[place].choice(found)
+            said = [one for one in found if one.strip()]
+            if said:
+                out[place] = draws[place].choice(said)
         return out
 
     def _labels(self, judge: nn.Module, batch: dict[str, Tensor]) -> Tensor:
