@@ -37,7 +37,7 @@ class DataSpec(Spec):
     features: Names = ()  # table: the columns used; default all that are not label, group, time or ignored
     group: str | None = None
     time: str | None = None
-    task: Literal["auto", "binary", "multiclass", "multilabel", "regression"] = "auto"
+    task: Literal["auto", "binary", "multiclass", "multilabel", "regression", "language-model"] = "auto"
     modality: Literal["auto", "text", "image", "table"] = "auto"
     encoding: str = "auto"
     delimiter: str = "auto"

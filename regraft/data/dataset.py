@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 Modality = Literal["text", "image", "table"]
-Task = Literal["binary", "multiclass", "multilabel", "regression"]
+Task = Literal["binary", "multiclass", "multilabel", "regression", "language-model"]
+LANGUAGE: Task = "language-model"  # texts without labels: each is its own target, token by token
 SPLITS = ("train", "valid", "test", "unlabelled")
 
 
@@ -146,6 +147,7 @@ class Dataset:
 
         Classification: (N,) int64 class ids, -1 where the label is missing or unknown to `schema.classes`.
         Multi-label: (N, C) float32 of 0 and 1. Regression: (N,) float32, NaN where missing; (N, T) where several columns are.
+        A language model's texts have no label: (N,) int64 of 0.
         """
         from regraft.data.labels import encode_targets
 

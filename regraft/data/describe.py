@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from regraft.data.bad import KINDS
 from regraft.data.bad_policy import bad_sample_facts
-from regraft.data.dataset import SPLITS, Dataset
+from regraft.data.dataset import LANGUAGE, SPLITS, Dataset
 
 
 def describe(dataset: Dataset) -> list[str]:
@@ -21,7 +21,9 @@ def describe(dataset: Dataset) -> list[str]:
     )
     lines.append(f"{schema.modality}: {used}")
     label = " and ".join(schema.label) or "none"
-    if schema.task == "regression":
+    if schema.task == LANGUAGE:
+        lines.append("label: none (language model: each text is to be continued)")
+    elif schema.task == "regression":
         lines.append(f"label: {label} (regression)")
     else:
         shown = ", ".join(schema.classes[:6]) + (", ..." if len(schema.classes) > 6 else "")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from regraft.config.data import DataSpec
-from regraft.data.dataset import Modality, Schema
+from regraft.data.dataset import LANGUAGE, Modality, Schema
 from regraft.data.profile import Profile
 from regraft.data.task import detect_task
 from regraft.errors import DataError, suggest
@@ -57,7 +57,10 @@ def detect(
     image = _image_column(spec, profiles, notes) if modality == "image" else None
     reserved = {name for name in (image, spec.group, spec.time, *spec.features) if name}
     texts = _text_columns(spec, profiles, reserved | set(given_label), notes) if modality == "text" else ()
-    label = given_label or _find_label(profiles, reserved | set(texts), modality, notes)
+    language = spec.task == LANGUAGE
+    if language:
+        _check_language(given_label, modality, texts)
+    label = () if language else given_label or _find_label(profiles, reserved | set(texts), modality, notes)
     task = detect_task(
         table, profiles, label, spec, rows=rows, named=set(names), modality=modality, reasons=notes.reasons
     )
@@ -81,6 +84,16 @@ def detect(
         ignored=notes.ignored,
         reasons=tuple(notes.reasons),
     )
+
+
+def _check_language(label: tuple[str, ...], modality: Modality, texts: tuple[str, ...]) -> None:
+    """Refuse what a language model has no use for."""
+    if label:
+        raise DataError(f"--task {LANGUAGE}: a text is its own target, so leave the label {label[0]!r} out")
+    if modality != "text":
+        raise DataError(f"--task {LANGUAGE} learns from text, but the data is of modality {modality}; give --text")
+    if len(texts) > 1:
+        raise DataError(f"--task {LANGUAGE} reads one text column, got {' and '.join(texts)}; give one with --text")
 
 
 def check_column(name: str, columns: Mapping[str, Profile], option: str) -> None:

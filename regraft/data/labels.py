@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from regraft.data.dataset import Schema
+from regraft.data.dataset import LANGUAGE, Schema
 from regraft.data.stored import MARKERS
 from regraft.errors import DataError
 
@@ -27,8 +27,11 @@ def encode_targets(table: pa.Table, schema: Schema, *, num_rows: int | None = No
 
     Classification: (N,) int64 class ids, -1 where the label is missing or unknown to `schema.classes`.
     Multi-label: (N, C) float32 of 0 and 1. Regression: (N,) float32, NaN where missing; (N, T) of several columns.
+    A language model's texts have no label: (N,) int64 of 0.
     """
     count = table.num_rows if num_rows is None else num_rows
+    if schema.task == LANGUAGE:
+        return np.zeros(count, np.int64)
     columns = [name for name in schema.label if name in table.column_names]
     if schema.task == "multilabel":
         if len(columns) > 1:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from regraft.config.data import DataSpec
 from regraft.data.cache import cache_folder, file_sha256, key_of, written_whole
-from regraft.data.dataset import SPLITS, Schema, Split
+from regraft.data.dataset import LANGUAGE, SPLITS, Schema, Split
 from regraft.data.labels import encode_targets
 from regraft.data.splits import cut, cut_late, limited, strata_of, units_of_group, units_of_inputs
 from regraft.data.stored import scan
@@ -78,7 +78,7 @@ def _kept(part: Part, dropped: np.ndarray | None) -> np.ndarray:
 
 
 def _strata(table: pa.Table, schema: Schema) -> np.ndarray:
-    targets = encode_targets(table.select(list(schema.label)), schema)
+    targets = encode_targets(table.select(list(schema.label)), schema, num_rows=table.num_rows)
     if schema.task == "regression" and targets.ndim == 2:
         targets = targets[:, 0]
     return strata_of(targets, num_rows=table.num_rows)
@@ -162,5 +162,8 @@ def _said(name: str, taken: int, of: int, schema: Schema, spec: DataSpec) -> str
     else:
         kept = "equal inputs kept together"
         tenths = f"by tenths of {schema.label[0]!r}" if len(schema.label) > 1 else "by tenths of the label"
-        how = f"{tenths if schema.task == 'regression' else 'stratified by label'}, {kept}, seed {spec.seed}"
+        tenths = "at random" if schema.task == LANGUAGE else tenths
+        how = (
+            f"{tenths if schema.task in ('regression', LANGUAGE) else 'stratified by label'}, {kept}, seed {spec.seed}"
+        )
     return f"{name} is cut from train: {taken:,} of {of:,} rows ({how}); change with --set data.{name}=SHARE"

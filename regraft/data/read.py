@@ -17,7 +17,7 @@ from regraft.data.archives import extracted, is_archive
 from regraft.data.bad import Odd, with_numbers
 from regraft.data.bad_policy import Purpose, Settled, settle
 from regraft.data.cache import files_sha256
-from regraft.data.dataset import SPLITS, Dataset, Problem, Schema, Split
+from regraft.data.dataset import LANGUAGE, SPLITS, Dataset, Problem, Schema, Split
 from regraft.data.detect import detect
 from regraft.data.files import Layout, find_layout, images_in, missing_path
 from regraft.data.labels import class_values, encode_targets, multilabel_values
@@ -26,7 +26,7 @@ from regraft.data.profile import profile, sample_of
 from regraft.data.samples import SAMPLES, sample_path
 from regraft.data.select import take
 from regraft.data.stored import Stored, wider
-from regraft.data.tabular import read_stored, text_lines
+from regraft.data.tabular import paragraphs, read_stored, text_lines
 from regraft.errors import DataError, suggest
 
 
@@ -59,7 +59,7 @@ def load(spec: DataSpec, *, keep_bad: bool = False) -> Dataset:
     one sentence where nothing can be done: nothing is found, a column is not there, there is no label, no training row, or
     one class only.
     """
-    path, layout = _locate(spec)
+    path, layout = _locate(spec, loose=spec.task == LANGUAGE)
     read = _read(layout, spec)
     if "train" not in read.parts:
         raise DataError(
@@ -74,7 +74,7 @@ def load(spec: DataSpec, *, keep_bad: bool = False) -> Dataset:
         sample = sample_of(train.table)
         profiles = {name: profile(sample, name) for name in train.table.column_names}
         schema = detect(train.table, profiles, spec, rows=len(train.rows), names=read.class_names)
-    if not schema.label:
+    if not schema.label and schema.task != LANGUAGE:
         columns = ", ".join(read.parts["train"].table.column_names)
         raise DataError(f"{spec.path}: no column looks like a label; give it with --label, one of: {columns}")
     read, schema = _without_labels(read, schema)
@@ -185,6 +185,8 @@ def _read(layout: Layout, spec: DataSpec, *, column: str = "text") -> Parts:
         return _read_images(layout)
     if layout.kind == "lines":
         (file,) = layout.files["test"]
+        if spec.task == LANGUAGE:
+            return _read_paragraphs(file)
         table = pa.table({column: pa.array(text_lines(file), pa.string())})
         part = Part(table=table, rows=np.arange(table.num_rows, dtype=np.int64), name=file.name)
         return Parts(parts={"test": part}, problems=(), reasons=(), class_names={}, files=(file,))
@@ -212,6 +214,14 @@ def _read(layout: Layout, spec: DataSpec, *, column: str = "text") -> Parts:
         class_names=names or _classes_file(layout),
         files=tuple(file for files in layout.files.values() for file in files),
     )
+
+
+def _read_paragraphs(file: Path) -> Parts:
+    """What a language model learns from in a text file: the paragraphs between its blank lines, all for training."""
+    table = pa.table({"text": pa.array(paragraphs(file), pa.string())})
+    part = Part(table=table, rows=np.arange(table.num_rows, dtype=np.int64), name=file.name)
+    said = f"the rows are the {table.num_rows:,} paragraphs of {file.name}, between blank lines"
+    return Parts(parts={"train": part}, problems=(), reasons=(said,), class_names={}, files=(file,))
 
 
 def _one_type(stored: dict[str, Stored], layout: Layout, spec: DataSpec) -> dict[str, Stored]:
@@ -251,7 +261,7 @@ def _image_schema(spec: DataSpec) -> Schema:
         raise DataError(
             f"{spec.path} is a folder of images, so --modality can only be image and --text and --features cannot be given"
         )
-    if spec.task in ("regression", "multilabel"):
+    if spec.task in ("regression", "multilabel", LANGUAGE):
         raise DataError(
             f"--task {spec.task}: class folders give one class for each image; for other labels give a table with --image"
         )
@@ -328,6 +338,8 @@ def _named_labels(read: Parts, schema: Schema) -> Parts:
 
 def _with_classes(read: Parts, schema: Schema, spec: DataSpec, dropped: Mapping[str, np.ndarray]) -> Schema:
     """The schema with the classes of the training and validation rows; DataError where there is nothing to tell apart."""
+    if schema.task == LANGUAGE:
+        return schema
     label, parts = schema.label[0], read.parts
     columns = [
         take(parts[split].table.column(label), np.delete(np.arange(len(parts[split].rows)), dropped.get(split, [])))

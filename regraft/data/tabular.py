@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -44,10 +45,20 @@ def read_stored(
 
 def text_lines(file: Path) -> list[str]:
     """The lines of a text file in its detected encoding, one text each, blank ones as ""."""
+    return whole_text(file).splitlines()
+
+
+def paragraphs(file: Path) -> list[str]:
+    """The parts of a text file between blank lines, in its detected encoding."""
+    return [part.strip() for part in re.split(r"\n[^\S\n]*\n", "\n".join(text_lines(file))) if part.strip()]
+
+
+def whole_text(file: Path) -> str:
+    """All of a text file in its detected encoding, without a byte-order mark."""
     raw = file.read_bytes()
     encoding, _ = detect_encoding(raw[:SAMPLE_BYTES])
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError:
         text = decode_odd(raw)
-    return text.lstrip("\ufeff").splitlines()
+    return text.lstrip("\ufeff")

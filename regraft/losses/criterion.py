@@ -16,14 +16,15 @@ from regraft.losses.supervised import OTHER, SHARE, objective_for
 from regraft.losses.tasks import TaskLosses
 
 CLASSES = frozenset({"binary", "multiclass"})
-USUAL = {"multilabel": "CrossEntropy", "regression": "MSE"}  # the loss of several tasks where a recipe names none
+SEVERAL = {"multilabel": "CrossEntropy", "regression": "MSE"}  # the loss of several tasks where a recipe names none
+OTHERS = {"language-model": "NextToken"}  # that of tasks without labels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """What the training targets are."""
 
-    task: str  # binary, multiclass, multilabel or regression
+    task: str  # binary, multiclass, multilabel, regression or language-model
     counts: Tensor | None = None  # (C,) training examples of each class or label
     tasks: tuple[str, ...] = ()  # names of what each example is asked: the labels, or the targets of a regression
 
@@ -163,10 +164,10 @@ def question_of(task: str, targets: Tensor | None, num_outputs: int = 0, names: 
 
     `names` are those of the labels, or of the targets of a regression.
     """
-    if task in USUAL and not names and targets is not None and targets.ndim == 2:
+    if task in SEVERAL and not names and targets is not None and targets.ndim == 2:
         names = tuple(str(t) for t in range(targets.shape[1]))
-    tasks = names if task in USUAL else ()
-    if targets is None or task == "regression":
+    tasks = names if task in SEVERAL else ()
+    if targets is None or task == "regression" or task in OTHERS:
         return Question(task=task, tasks=tasks)
     if task == "multilabel":
         return Question(task=task, counts=targets.sum(0).float(), tasks=tasks)
@@ -183,11 +184,12 @@ def criteria_for(task: str) -> list[str]:
 def objective_of(criterion: Named | None, question: Question) -> Objective:
     """The objective of a recipe: that of its loss, or the usual one of the task."""
     if criterion is None:
-        if len(question.tasks) < 2:
-            return objective_for(question.task)
         from regraft.config.catalogue import find
 
-        criterion = find("loss", USUAL[question.task])()
+        usual = SEVERAL.get(question.task) if len(question.tasks) > 1 else OTHERS.get(question.task)
+        if usual is None:
+            return objective_for(question.task)
+        criterion = find("loss", usual)()
     assert isinstance(criterion, Criterion), "the family holds nothing else"
     return criterion.objective(question)
 

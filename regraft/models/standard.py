@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from regraft.errors import ModelError
 from regraft.models.backbone import Modality
+from regraft.models.causal import is_causal
 from regraft.models.graft import put_linear
 from regraft.models.heads import folded, head_name
 from regraft.models.load import (
@@ -33,6 +34,8 @@ PROBLEMS = {
 
 class StandardHead(nn.Module):
     """A transformers model with its own classification head, called on `inputs`; returns logits (N, C).
+
+    A decoder with its language-model head gives (N, L, V) instead, of the token after each place.
 
     Attributes:
         inputs: batch keys it is called on.
@@ -114,5 +117,29 @@ def load_standard(
     model = StandardHead(
         whole.eval(), inputs=inputs or tuple(example_inputs(config, modality)), name=name, modality=modality
     )
+    model.licence, model.source = licence_of(folder, raw), str(folder)
+    return model
+
+
+def load_language_model(name: str, *, allow_pickled_weights: bool = False) -> StandardHead:
+    """A pretrained decoder with its output layer, in fp32: logits (N, L, V) of the next token.
+
+    Raises:
+        ModelError: the model is not there, not safe to load, or not a decoder of text.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder, raw = checked_model(name, allow_pickled_weights=allow_pickled_weights)
+    config = config_of(folder)
+    check_kind(name, config, "text")
+    if not is_causal(config):
+        raise ModelError(
+            f"{name!r} is a {config.model_type} model, which sees tokens before and behind; give a decoder such as GPT-2 or Llama"
+        )
+    check_size(folder, config, model_class(config))
+    config.use_cache = False
+    with quiet():
+        whole = from_folder(AutoModelForCausalLM, folder, config=config)
+    model = StandardHead(whole.eval(), inputs=tuple(example_inputs(config, "text")), name=name, modality="text")
     model.licence, model.source = licence_of(folder, raw), str(folder)
     return model

@@ -15,8 +15,10 @@ from regraft.config.spec import Named
 from regraft.core import Hook, Loss, Run, Technique, forward
 from regraft.core.modes import eval_mode
 from regraft.core.protocols import State
+from regraft.data.dataset import LANGUAGE
 from regraft.data.episodes import Episodes
 from regraft.phases.entries import Entry
+from regraft.phases.evaluate.likelihood import Likelihood
 from regraft.phases.training import Valid, better, evenly, steps_done
 from regraft.techniques.meta.maml import MAML, tasks
 
@@ -68,6 +70,8 @@ def judge_for(techniques: Sequence[Named], entry: Entry, split: str) -> Judge | 
         return _few_shot(meta, entry, split)
     if not entry.has(split):
         return None
+    if entry.task == LANGUAGE:
+        return Likelihood(encoded=entry.encoded(split))
     return Valid(encoded=entry.encoded(split), targets=entry.targets(split), task=entry.task)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from regraft.config.recipe import RecipeSpec
-from regraft.data.dataset import Dataset
+from regraft.data.dataset import LANGUAGE, Dataset
 from regraft.data.describe import describe
 from regraft.data.files import missing_path
 from regraft.data.read import load
@@ -31,6 +31,10 @@ def open_data(spec: RecipeSpec, reporter: Reporter, *, module: nn.Module | None 
     require_strategy(spec.strategy)
     dataset = load(spec.main_data())
     tell_about(dataset, reporter)
+    if dataset.schema.task == LANGUAGE:
+        raise ConfigError(
+            f"--task {LANGUAGE}: the main job puts labels on texts; train a recipe that has `stages:` with `regraft train`"
+        )
     if dataset.schema.task == "regression" and len(dataset.schema.label) > 1:
         raise ConfigError(
             f"--label: the main job predicts one number, got {', '.join(dataset.schema.label)}; name one of them, or train a "

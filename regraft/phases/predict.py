@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from regraft.config.data import DataSpec
-from regraft.data.dataset import Dataset, Schema
+from regraft.data.dataset import LANGUAGE, Dataset, Schema
 from regraft.data.encode import AnyPreprocessor, load_preprocessor, row_names
 from regraft.data.images import ImagePreprocessor
 from regraft.data.raw import table_values
@@ -218,6 +218,10 @@ def load(run: str | Path, *, module: nn.Module | None = None) -> Predictor:
     """
     folder = model_folder(Path(run).expanduser())
     model, info = load_model(folder, module=copy.deepcopy(module))  # the weights go into a copy
+    if info["task"] == LANGUAGE:
+        raise RunError(
+            f"{folder} holds a language model, which has no label to predict; let transformers.AutoModelForCausalLM load it"
+        )
     preprocessor = load_preprocessor(folder)
     return Predictor(
         folder=folder,

@@ -21,6 +21,7 @@ from regraft.core.checkpoint import Best, Checkpointer, find_newest
 from regraft.core.protocols import State
 from regraft.core.stopping import Stop
 from regraft.data.bad_policy import bad_sample_facts, with_left_out
+from regraft.data.dataset import LANGUAGE
 from regraft.data.encode import save_preprocessor
 from regraft.models.save import describe_model, save_model
 from regraft.phases.adapt import rescale_output
@@ -29,7 +30,8 @@ from regraft.phases.advice.situation import situation
 from regraft.phases.build import Assembled, assemble
 from regraft.phases.choose.features import model_outputs
 from regraft.phases.entries import Entry
-from regraft.phases.evaluate.collect import Question, Scored, metrics_document
+from regraft.phases.evaluate.collect import METRICS_FORMAT, Question, Scored, json_ready, metrics_document
+from regraft.phases.evaluate.likelihood import likelihood_metrics, text_bits
 from regraft.phases.forgetting import forgetting_of_training
 from regraft.phases.job import Job, weights_hash
 from regraft.phases.judges import Judge, Results, Watch, judge_for, measured
@@ -265,6 +267,9 @@ def evaluate_phase(job: Job, made: Made) -> dict[str, Any]:
         if made.supervised():
             outputs = [*_save_outputs(job, made, "final"), METRICS]
             job.run.write_json(METRICS, _document(job, made))
+        elif made.assembled.task == LANGUAGE:
+            outputs = [METRICS]
+            job.run.write_json(METRICS, _language_document(job, made))
     return job.run.finish("evaluate", {"start": start, "final": final}, files=outputs)
 
 
@@ -346,6 +351,21 @@ def _document(job: Job, made: Made) -> dict[str, Any]:
         last_layer_probe={},
         extra=_extra(job, made) | {"entries": others},
     )
+
+
+def _language_document(job: Job, made: Made) -> dict[str, Any]:
+    """metrics.json of a language model: bits per token on the validation and test texts of each entry."""
+    main = made.assembled.main
+    final = {
+        split: likelihood_metrics(*text_bits(made.model, main.encoded(split)), seed=job.spec.seed)
+        for split in ("valid", "test")
+        if main.has(split)
+    }
+    document = {
+        "format": METRICS_FORMAT, "task": LANGUAGE, "classes": [], "primary": "bits_per_token", "final": final, "probe": {},
+        "last_layer_probe": {}, "detailed_split": list(final)[-1],
+    }  # fmt: skip
+    return json_ready(document | _extra(job, made))
 
 
 def _extra(job: Job, made: Made) -> dict[str, Any]:

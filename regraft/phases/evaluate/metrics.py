@@ -27,7 +27,9 @@ from regraft.phases.evaluate.ranking import average_precision_of
 from regraft.phases.evaluate.reliability import ece_statistics, stated_and_observed
 
 PRIMARY = {"binary": "accuracy", "multiclass": "accuracy", "multilabel": "micro_f1", "regression": "r2"}
-LOWER_IS_BETTER = frozenset({"ece", "ece_adaptive", "nll", "brier", "hamming_loss", "mse", "rmse", "mae"})
+LOWER_IS_BETTER = frozenset(
+    {"bits_per_token", "perplexity", "ece", "ece_adaptive", "nll", "brier", "hamming_loss", "mse", "rmse", "mae"}
+)
 
 
 def usable_rows(targets: np.ndarray, task: str) -> np.ndarray:
