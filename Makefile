@@ -64,6 +64,7 @@ audit-deps: constraints.txt
 
 docs: $(STAMP)
 	$(BIN)/python docs/build_reference.py
+	$(BIN)/python docs/build_lab.py
 	$(BIN)/python benchmarks/readme_tables.py
 
 clean:

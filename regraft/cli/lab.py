@@ -1,4 +1,4 @@
-"""Commands that show how training behaves: the loss around a minimum."""
+"""Commands that show how training behaves: landscape, lab."""
 
 from __future__ import annotations
 
@@ -56,3 +56,53 @@ def landscape(
     show_table("", ("sharpness", "value", "what it is"), rows_, right=("value",))
     if what.is_dir():
         show_lines(["", f"Pictures: {what / 'report.html'}"])
+
+
+@command(app)
+def lab(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A demonstration; without one they are listed.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with pictures to this new file.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of what is drawn at random.")] = 0,
+    common: Common = Common(),  # noqa: B008
+) -> None:
+    """Demonstrations of how training behaves: saddles, noise, momentum, batches; computed, drawn and explained."""
+    from regraft.errors import RunError
+    from regraft.phases.lab.page import html as page_of
+    from regraft.phases.lab.parts import Chart
+    from regraft.phases.lab.registry import demonstration, summaries
+
+    if name is None:
+        listed = summaries()
+        if common.json:
+            show_json(listed)
+        else:
+            show_table("", ("name", "what it shows"), list(listed.items()))
+        return
+    if html is not None and html.exists():
+        raise RunError(f"{html} exists; a page is only written to a new file, give another --html")
+    found = demonstration(name, seed=seed)
+    if html is not None:
+        html.write_text(page_of(found), encoding="utf-8")
+    if common.json:
+        show_json(
+            {
+                "name": name,
+                "title": found.title,
+                "findings": [*found.findings, *found.measured],
+                "numbers": found.numbers,
+            }
+        )
+        return
+    show_lines([found.title, "", found.about, ""])
+    show_lines([f"- {finding}" for finding in (*found.findings, *found.measured)])
+    for table in found.tables:
+        show_table("", tuple(table.columns), [tuple(row) for row in table.rows])
+    for chart in found.charts:
+        for line in chart.lines if isinstance(chart, Chart) else ():
+            show_lines(["", f"{chart.title}: {line.name}", *curve([y for _, y in line.points], height=5)])
+    if html is not None:
+        show_lines(["", f"Page: {html}"])

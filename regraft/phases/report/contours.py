@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
-from regraft.phases.report.figures import Frame, Line, Point, dot, figure, text
+from regraft.phases.report.figures import HEIGHT, LEFT, WIDTH, Frame, Line, Point, dot, figure, text
 from regraft.phases.report.words import decimal
 
 LEVELS = 10
+ROW, IN_A_ROW = 18, 3  # of a legend
 
 
 def contour_chart(
@@ -44,9 +45,26 @@ def contour_chart(
         parts.append(Markup('<polyline points="{}" class="line {}"/>').format(points, path.kind))
         parts += [dot(*inside[-1], path.kind, tip=path.name, radius=3.5)] if inside else []
     parts += [dot(*frame.at(*mark), "main", tip="trained weights")] if mark is not None else []
-    for row, path in enumerate(paths):
-        parts.append(text(frame.at(x[0], 0)[0] + 8, 44 + 16 * row, path.name, f"label {path.kind}"))
-    return figure(parts, described=described)
+    return figure([*parts, *legend(paths)], described=described, height=HEIGHT + legend_height(paths))
+
+
+def legend(lines: Sequence[Line]) -> list[Markup]:
+    """The names of lines below a chart in the colours of their kinds, three in a row."""
+    across = (WIDTH - LEFT) // IN_A_ROW
+    return [
+        text(
+            LEFT + across * (k % IN_A_ROW),
+            HEIGHT + ROW * (k // IN_A_ROW + 1) - 4,
+            f"— {line.name}",
+            f"label {line.kind}",
+        )
+        for k, line in enumerate(lines)
+    ]
+
+
+def legend_height(lines: Sequence[Line]) -> int:
+    """What a legend adds to the height of a chart."""
+    return ROW * -(-len(lines) // IN_A_ROW) + (6 if lines else 0)
 
 
 def levels(grid: Sequence[Sequence[float]]) -> list[float]:
