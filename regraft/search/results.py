@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from regraft.data.csv_cells import harmless
 from regraft.search.engine import Engine
@@ -104,7 +104,8 @@ def correlations(trials: Sequence[Mapping[str, Any]], metric: str) -> list[dict[
         pairs = [(by_level[low][trial], by_level[high][trial]) for trial in both]
         if len(pairs) < FEWEST or any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
             continue
-        rho = float(spearmanr(*zip(*pairs, strict=True)).statistic)
+        lows, highs = zip(*pairs, strict=True)
+        rho = float(cast(Any, spearmanr(lows, highs)).statistic)
         found.append({"low": shares[low], "high": shares[high], "trials": len(pairs), "spearman": rho})
     return found
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,18 +78,17 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "big")
 
 
-class quiet(warnings.catch_warnings):
+@contextmanager
+def quiet() -> Generator[None]:
     """Without optuna's lines about studies made, and its warnings about options that may still change."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        self.before = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        warnings.simplefilter("ignore")
-
-    def __exit__(self, *given: object) -> None:
-        optuna.logging.set_verbosity(self.before)
-        super().__exit__(*given)
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def _sampler(kind: Kind, seed: int, startup: int) -> optuna.samplers.BaseSampler:

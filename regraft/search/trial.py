@@ -23,7 +23,7 @@ from torch import nn
 
 from regraft.config.plain_json import plain_json
 from regraft.config.plain_yaml import plain_yaml
-from regraft.config.recipe import MAIN, RecipeSpec, StageSpec, dump_recipe, read_recipe
+from regraft.config.recipe import MAIN, ModelSpec, RecipeSpec, StageSpec, dump_recipe, read_recipe
 from regraft.core import Hook, Run, forward
 from regraft.core.checkpoint import Checkpointer, find_newest
 from regraft.core.descent import descents
@@ -138,8 +138,9 @@ class Workplace:
         self.spec, self.search = spec, spec.search
         self.space = Space(self.search.space)
         self.tree = plain_tree(spec)
+        self.entries: dict[str, Mapping[str, Entry]] = {}
         self.grounds: dict[str, Ground] = {}
-        self.made = 0  # grounds, over all legs
+        self.made = 0  # times that data was read and encoded, over all legs
 
     def recipe(self, leg: Leg) -> RecipeSpec:
         """The recipe of a leg: with the fidelity `data`, on its share of the rows and with steps in proportion."""
@@ -163,10 +164,11 @@ class Workplace:
         )
         key = dump_recipe(parts)
         if key not in self.grounds:
-            while len(self.grounds) >= GROUNDS:
-                del self.grounds[next(iter(self.grounds))]
-            self.grounds[key] = lay_ground(spec)
-            self.made += 1
+            read = dump_recipe(parts.replaced(models=_as_read(spec), probe=None))
+            ground = lay_ground(spec, entries=self.entries.get(read))
+            self.made += read not in self.entries
+            _keep(self.entries, read, ground.entries)
+            _keep(self.grounds, key, ground)
         return self.grounds[key]
 
     def fresh(self, spec: RecipeSpec) -> Ground:
@@ -174,6 +176,19 @@ class Workplace:
         ground = self.ground(spec)
         base, models = copy.deepcopy((ground.base, dict(ground.models)))
         return replace(ground, base=base, models=models)
+
+
+def _as_read(spec: RecipeSpec) -> dict[str, ModelSpec]:
+    """What of the main model decides how data is encoded for it."""
+    main = spec.main_model()
+    return {MAIN: ModelSpec(name=main.name, max_length=main.max_length, image_size=main.image_size)}
+
+
+def _keep(known: dict[str, Any], key: str, value: Any) -> None:
+    """Keep a value, and of the others the newest few."""
+    while len(known) >= GROUNDS and key not in known:
+        del known[next(iter(known))]
+    known[key] = value
 
 
 def plain_tree(spec: RecipeSpec) -> dict[str, Any]:
@@ -199,7 +214,9 @@ class Running:
     def __init__(self, leg: Leg, folder: Path, place: Workplace, stop: Stop) -> None:
         self.leg, self.folder, self.place, self.stop = leg, folder, place, stop
         self.spec = place.recipe(leg)
-        replace_file(folder / RECIPE, dump_recipe(self.spec).encode())
+        text = dump_recipe(self.spec).encode()
+        if not (folder / RECIPE).is_file() or (folder / RECIPE).read_bytes() != text:
+            replace_file(folder / RECIPE, text)
 
     def outcome(self) -> Outcome:
         """Train, judge and save.
