@@ -93,6 +93,7 @@ CATALOGUE: dict[str, dict[str, str]] = {  # family -> class name -> module
     "network": {
         **_all("regraft.models.conv_networks", "Inception", "ResNet", "SqueezeNet", "VGG"),
         **_all("regraft.models.networks", "ConvNet", "GenerativePair", "MLP"),
+        **_all("regraft.models.transformer", "Transformer"),
         **_all("regraft.models.wide_deep", "WideDeep"),
     },
     "method": _all("regraft.search.methods", "ASHA", "GP", "Grid", "Hyperband", "PBT", "Random", "TPE"),
