@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from regraft.config.recipe import MAIN
+from regraft.data.dataset import LANGUAGE
 from regraft.phases.build import Assembled, load_entries
 from regraft.phases.evaluate.forgetting import SOURCE, forgetting, sentence, unmeasured
 from regraft.phases.job import Job
@@ -15,6 +16,7 @@ from regraft.phases.materials import readable_model
 FRESH = "The network began with fresh weights, so there is no source domain that it could forget."
 KEPT = "The pretrained network was not trained, only a head on its features, so nothing is forgotten."
 OWN = "The network is a Python module whose weights before training were not kept, so forgetting cannot be measured."
+TOKENS = "A language model has features of tokens, not of texts, so their drift is not measured; compare bits per token instead."
 UNREADABLE = "The model has no features to read below its head, so forgetting cannot be measured."
 
 
@@ -37,6 +39,8 @@ def forgetting_of_training(job: Job, made: Assembled, model: nn.Module) -> dict[
     spec = job.spec.main_model()
     if spec.name is None:
         return unmeasured(FRESH if spec.network is not None else OWN)
+    if made.task == LANGUAGE:
+        return unmeasured(TOKENS)
     if not hasattr(model, "features"):
         return unmeasured(UNREADABLE)
     before = readable_model(spec, made.main.materials, seed=job.spec.seed)
