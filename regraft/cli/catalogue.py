@@ -75,6 +75,7 @@ def schedule(
         show_lines(curve(trace["rates"], unit="steps"))
         if trace["momenta"] is not None:
             show_lines(["", "momentum", *curve(trace["momenta"], height=4, unit="steps")])
+        show_lines(["", trace["conditions"]] if trace["conditions"] else [])
         show_lines([""])
 
 

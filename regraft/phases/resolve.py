@@ -40,7 +40,7 @@ def _fine_tuned(spec: RecipeSpec) -> tuple[TrainSpec, list[str]]:
 
 def _moves_pretrained(spec: RecipeSpec) -> bool:
     """Does the recipe train weights of the backbone, rather than what a technique adds to it, and no small part of them?"""
-    if spec.main_model().name is None:
+    if spec.main_model().name is None or spec.main_model().weights == "fresh":
         return False
     chosen = [t for t in spec.techniques if "trains" in cast(Technique, t).provides]
     return not chosen or any(type(t).__name__ in ("LastK", "StagedThaw") for t in chosen)

@@ -9,14 +9,16 @@ from typing import Any, cast
 from regraft.config.parse import dump_one, load_yaml, parse_one
 from regraft.config.recipe import read_recipe
 from regraft.core.values import Clock
+from regraft.optim.convergence import law_of
 from regraft.optim.optimizers import Optimizer
 from regraft.optim.schedules import Schedule
 
 
 def traces(what: str, overrides: Sequence[str] = (), *, steps: int = 1000) -> list[dict[str, Any]]:
-    """`{stage, schedule, rates, momenta}` of each stage of a recipe file, or of the one schedule that is written as in a recipe.
+    """`{stage, schedule, rates, momenta, conditions}` of each stage of a recipe file, or of the one schedule that is written as in a recipe.
 
-    `rates` are learning rates, or factors for a schedule by itself; `momenta` is None where the momentum stays as it is.
+    `rates` are learning rates, or factors for a schedule by itself; `momenta` is None where the momentum stays as it is;
+    `conditions` says which of the conditions of Robbins and Monro are satisfied.
 
     Args:
         what: path of a recipe, or a schedule: `OneCycle`, `{Cosine: {warmup: 0.1}}`.
@@ -36,6 +38,7 @@ def traces(what: str, overrides: Sequence[str] = (), *, steps: int = 1000) -> li
 
 
 def _trace(stage: str, schedule: Schedule, rate: float, steps: int) -> dict[str, Any]:
+    law = law_of(schedule)
     clocks = [Clock(step, steps) for step in range(steps)]
     momenta = [schedule.momentum(clock) for clock in clocks]
     return {
@@ -43,4 +46,5 @@ def _trace(stage: str, schedule: Schedule, rate: float, steps: int) -> dict[str,
         "schedule": dump_one(schedule),
         "rates": [rate * schedule(clock) for clock in clocks],
         "momenta": momenta if momenta[0] is not None else None,
+        "conditions": None if law is None else law.sentence(type(schedule).__name__),
     }

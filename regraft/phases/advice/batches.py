@@ -1,16 +1,13 @@
-"""Advice on batches and on what is done to examples."""
+"""Advice on the size of batches."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from regraft.phases.advice.situation import Finding, Situation
 
 USUAL_BATCH = (16, 512)
 FEWEST_FOR_BATCH_NORM = 16
-SIDED = re.compile(r"(?:^|[^a-z])(left|right|b|d|p|q)(?:$|[^a-z])", re.IGNORECASE)
-DIGITS = frozenset("0123456789")
 
 
 def unusual_batch(situation: Situation) -> Iterator[Finding]:
@@ -51,28 +48,4 @@ def batch_norm_on_few(situation: Situation) -> Iterator[Finding]:
             )
 
 
-def mirrored_sides(situation: Situation) -> Iterator[Finding]:
-    """DATA1: images are mirrored although classes seem to differ by their sides."""
-    if situation.modality != "image" or not situation.spec.train.flip:
-        return
-    telling = sided(situation.classes)
-    if telling:
-        yield Finding(
-            code="DATA1",
-            severity="warning",
-            where="train.flip",
-            reason=f"images are mirrored, but classes such as {telling[0]!r} seem to tell left from right: a mirrored "
-            "example may have another label",
-            source="Shorten and Khoshgoftaar, 2019, doi:10.1186/s40537-019-0197-0, on the safety of augmentations",
-            fix="set `train.flip: false`",
-        )
-
-
-def sided(classes: Sequence[str]) -> list[str]:
-    """Names of classes that a mirror may change: those with left or right in them, mirrored letters, the ten digits."""
-    if set(classes) >= DIGITS:
-        return sorted(DIGITS)
-    return [name for name in classes if SIDED.search(name)]
-
-
-RULES = (unusual_batch, batch_norm_on_few, mirrored_sides)
+RULES = (unusual_batch, batch_norm_on_few)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from regraft.config.recipe import RecipeSpec
-from regraft.phases.advice import batches, freezing, rates
+from regraft.phases.advice import batches, examples, freezing, rates, updates
 from regraft.phases.advice.situation import Finding, Rule, Situation, situation
 from regraft.phases.build import assemble
 from regraft.phases.resolve import resolved
 
-RULES: tuple[Rule, ...] = (*rates.RULES, *batches.RULES, *freezing.RULES)
+RULES: tuple[Rule, ...] = (*rates.RULES, *updates.RULES, *batches.RULES, *examples.RULES, *freezing.RULES)
 
 
 def advise(seen: Situation) -> list[Finding]:

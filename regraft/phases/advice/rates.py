@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from regraft.optim.cycles import Cyclic, OneCycle, Sequence, WarmRestarts
+from regraft.optim.convergence import law_of
+from regraft.optim.cycles import Cyclic, OneCycle, Sequence
 from regraft.optim.optimizers import Adam, AdamW
-from regraft.optim.schedules import Constant, Exponential, Power, Schedule, StepDecay
 from regraft.phases.advice.situation import Finding, Situation
 
 ALL_OF_IT = 0.9  # share of the pretrained weights from which on a stage trains them all
@@ -17,7 +17,10 @@ USUAL_DECAY = (1e-4, 1e-2)
 
 def one_rate(situation: Situation) -> Iterator[Finding]:
     """RATE1: all layers of a pretrained network train at one rate."""
-    if "Discriminative" in situation.techniques:
+    if situation.techniques & {
+        "Discriminative",
+        "StagedThaw",
+    }:  # thawing later is another way to change lower layers less
         return
     for stage in situation.stages:
         if stage.pretrained_share >= ALL_OF_IT:
@@ -69,14 +72,19 @@ def no_warm_up(situation: Situation) -> Iterator[Finding]:
 
 
 def robbins_monro(situation: Situation) -> Iterator[Finding]:
-    """RATE4: the schedule, if it went on for ever, would break a condition for convergence."""
-    law = sums(situation.schedule)
-    if law is None or law == (True, True):
+    """RATE4: the schedule, if it went on for ever, would break a condition for convergence.
+
+    One that ends at a given step, such as a cosine, is not spoken of: it is at its floor then; nor one that acts on validation,
+    for when it falls is not known. `regraft schedule` says of each schedule which condition it satisfies.
+    """
+    law = law_of(situation.schedule)
+    if law is None or law.ends or situation.schedule.remembers or (law.travels and law.settles):
         return
-    travel, settle = law
-    broken = "the sum of the rates is finite" if not travel else "the sum of the squared rates is infinite"
-    follows = "a far minimum may never be reached" if not travel else "the weights never come to rest around a minimum"
-    kept = "" if travel == settle else "; the other condition holds"
+    broken = "the sum of the rates is finite" if not law.travels else "the sum of the squared rates is infinite"
+    follows = (
+        "a far minimum may never be reached" if not law.travels else "the weights never come to rest around a minimum"
+    )
+    kept = "" if law.travels == law.settles else "; the other condition holds"
     yield Finding(
         code="RATE4",
         severity="note",
@@ -86,22 +94,6 @@ def robbins_monro(situation: Situation) -> Iterator[Finding]:
         source="Robbins and Monro, 1951, Annals of Mathematical Statistics 22(3)",
         fix="{Power: {exponent: 0.6}} keeps both conditions",
     )
-
-
-def sums(schedule: Schedule) -> tuple[bool, bool] | None:
-    """Is the sum of the rates infinite, and that of their squares finite, if the schedule went on for ever?
-
-    None for schedules that end at a given step, such as a cosine: neither sum is then one over all steps.
-    """
-    if isinstance(schedule, Power):
-        return schedule.exponent <= 1.0, schedule.exponent > 0.5
-    if isinstance(schedule, Exponential):
-        return schedule.floor == 1.0, schedule.floor < 1.0
-    if isinstance(schedule, Constant | StepDecay | WarmRestarts):
-        return True, False
-    if isinstance(schedule, Cyclic):
-        return schedule.low > 0 or schedule.shrink == 1.0, schedule.low == 0 and schedule.shrink < 1.0
-    return None
 
 
 def unusual_decay(situation: Situation) -> Iterator[Finding]:

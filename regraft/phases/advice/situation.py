@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -78,12 +78,15 @@ def situation(assembled: Assembled) -> Situation:
         rows=len(materials.rows("train")),
         classes=tuple(materials.dataset.schema.classes),
         modality=materials.dataset.schema.modality,
-        stages=tuple(_facts(stage, assembled) for stage in assembled.recipe.stages),
+        stages=tuple(
+            facts_of(stage, _pretrained(assembled), steady=assembled.spec.train.steady)
+            for stage in assembled.recipe.stages
+        ),
     )
 
 
-def _facts(stage: Stage[Any], assembled: Assembled) -> StageFacts:
-    pretrained = _pretrained(assembled)
+def facts_of(stage: Stage[Any], pretrained: Sequence[nn.Parameter], *, steady: bool) -> StageFacts:
+    """What a stage trains of the pretrained parameters, and the statistics it moves unless the model is `steady`."""
     trained = {
         id(p)
         for name, p in stage.model.named_parameters()
@@ -97,13 +100,14 @@ def _facts(stage: Stage[Any], assembled: Assembled) -> StageFacts:
     return StageFacts(
         name=stage.name,
         pretrained_share=sum(p.numel() for p in pretrained if id(p) in trained) / total if total else 0.0,
-        batch_norms=0 if assembled.spec.train.steady else moving,
+        batch_norms=0 if steady else moving,
     )
 
 
 def _pretrained(assembled: Assembled) -> list[nn.Parameter]:
     """Parameters of the main model that were trained before, by whoever published it."""
-    if assembled.spec.main_model().name is None:
+    model = assembled.spec.main_model()
+    if model.name is None or model.weights == "fresh":
         return []
     inner = assembled.base.backbone if isinstance(assembled.base, Graft) else assembled.base
     return [p for p in inner.parameters() if p.ndim > 0]

@@ -18,6 +18,8 @@ from regraft.losses.supervised import objective_for
 from regraft.models.blocks import blocks, layer_groups
 from regraft.models.graft import Graft
 from regraft.models.standard import StandardHead
+from regraft.phases.advice.candidates import advice_on
+from regraft.phases.choose.decision import decisions
 from regraft.phases.choose.plan import Speed, make_race
 from regraft.phases.choose.precision import asked_for, choose_for_training
 from regraft.phases.choose.probe_phase import load_heads, with_probe
@@ -40,10 +42,30 @@ def plan_phase(job: Job) -> RaceSpec:
             left = budget - job.elapsed - _time_to_finish(job, speed)
             race, reasons = make_race(facts, speed, seconds=left, only=job.spec.strategy)
             reasons = [*sentences, *reasons]
+        reasons += [decision.sentence() for decision in decisions(facts, job.spec.constraint)]
+        reasons += _advice(job, race)
         for sentence in reasons:
             job.reporter.say(sentence)
         job.use(job.spec.replaced(race=race, reasons=(*job.spec.reasons, *reasons)))
     return race
+
+
+def _advice(job: Job, race: RaceSpec) -> list[str]:
+    """What the rules of advice find in the candidates."""
+    if not any(candidate.steps for candidate in race.candidates):
+        return []
+    model, schema = with_probe(job, load_heads(job)["chosen"]), job.dataset.schema
+    return advice_on(
+        race.candidates,
+        job.spec,
+        model,
+        pretrained=list(model.backbone.parameters()) if isinstance(model, Graft) else [],
+        encoded=job.materials.encoded("train"),
+        targets=job.materials.targets("train"),
+        task=job.materials.task,
+        classes=tuple(schema.classes),
+        modality=schema.modality,
+    )
 
 
 def _trainable(job: Job) -> bool:
@@ -55,12 +77,14 @@ def _facts(job: Job) -> Facts:
     curve = notes.get("curve", [])
     best = max(curve, key=lambda point: point["score"])["depth"] if len(curve) > 1 else 1
     top = max(point["depth"] for point in curve) if len(curve) > 1 else 1
+    scores = {point["depth"]: point["score"] for point in curve} if len(curve) > 1 else {1: 0.0}
     highest = max((int(depth) for depth, _ in notes["chosen"]["reads"]), default=0) or len(blocks(job.base))
     return Facts(
         modality=job.dataset.schema.modality,
         rows=len(job.materials.rows("train")),
         num_blocks=max(1, min(len(blocks(job.base)), highest)),  # what is above the highest depth in use is cut off
         best_depth=best / max(1, top),
+        gap=scores[best] - scores[top],
         mirror_safe=job.spec.train.flip,
         precision=job.precision,
     )

@@ -16,6 +16,7 @@ from regraft.errors import ConfigError, suggest
 STRATEGIES = ("probe", "last-k", "thaw", "norm", "lora", "adapter", "full")
 RELATIVE_COST = {"last-k": 0.55, "thaw": 0.7, "norm": 0.8, "lora": 0.85, "adapter": 0.85, "full": 1.0}  # of a full step
 FEW_ROWS = 1000
+FAR = 0.75  # of the height: where the probe is best below it, the backbone's domain is far from that of the data
 PARTLY_FROZEN, STORED_FROM = (
     ("last-k", "thaw"),
     2,
@@ -30,13 +31,14 @@ class Facts:
     rows: int  # training rows
     num_blocks: int
     best_depth: float  # best single depth over the top depth, 1 means the last layer
+    gap: float = 0.0  # what the probe scores there, less what it scores on the last layer
     mirror_safe: bool = False  # images may be mirrored without changing their label
     precision: Precision = "fp32"
 
     @property
     def far(self) -> bool:
         """Does the backbone's last layer suit the data badly? Then its domain is far from the data's."""
-        return self.best_depth < 0.75
+        return self.best_depth < FAR
 
     @property
     def small(self) -> bool:

@@ -3,9 +3,9 @@
 import pytest
 
 from regraft.config.recipe import parse_recipe
-from regraft.phases.advice.batches import sided
-from regraft.phases.advice.lint import RULES, advise
-from regraft.phases.advice.rates import sums
+from regraft.optim.convergence import law_of
+from regraft.phases.advice.examples import sided, upright
+from regraft.phases.advice.lint import advise
 from regraft.phases.advice.situation import Situation, StageFacts
 
 PARTS = """
@@ -32,6 +32,8 @@ def test_a_sound_recipe_gets_no_advice():
     assert codes(seen()) == []
 
 
+@pytest.mark.inventory("uniform-lr-mistake", "early-unfreeze-mistake", by="regraft lint, regraft train")
+@pytest.mark.inventory("weight-decay-range", "batch-tens-hundreds", by="regraft lint, regraft train")
 @pytest.mark.parametrize(
     ("code", "speaks", "silent"),
     [
@@ -41,6 +43,11 @@ def test_a_sound_recipe_gets_no_advice():
         ("RATE3", ["train.schedule=Cosine"], ["train.schedule=OneCycle"]),
         ("RATE3", ["train.schedule=Cosine", "train.batch_size=256"], ["train.batch_size=256"]),
         ("RATE4", ["train.schedule={Constant: {warmup: 0.1}}"], ["train.schedule={Power: {exponent: 0.6, warmup: 0.1}}"]),
+        ("RATE5", ["train.batch_size=512", "train.optimizer=SGD"], ["train.batch_size=512", "train.optimizer={SGD: {lr: 0.2}}"]),
+        ("RATE5", ["train.batch_size=512", "train.optimizer=Adam"], ["train.batch_size=64", "train.optimizer=Adam"]),
+        ("RATE6", ["train.schedule=ReduceLROnPlateau"], ["train.schedule=ReduceLROnPlateau", "validate.times=5"]),
+        ("OPT1", ["train.batch_size=2048"], ["train.batch_size=2048", "train.optimizer.AdamW.betas=[0.9, 0.98]"]),
+        ("OPT2", ["techniques=[GAN]"], ["techniques=[GAN]", "train.optimizer={Adam: {lr: 2e-4, betas: [0.5, 0.999]}}"]),
         ("DECAY1", ["train.optimizer.AdamW.weight_decay=0.1"], ["train.optimizer.AdamW.weight_decay=0"]),
         ("DECAY1", ["train.optimizer.AdamW.weight_decay=1e-6"], ["train.optimizer.AdamW.weight_decay=1e-4"]),
         ("BATCH1", ["train.batch_size=2"], ["train.batch_size=16"]),
@@ -75,23 +82,77 @@ def test_mirrors_are_spoken_of_where_sides_matter():
         assert ("DATA1" in codes(situation)) is expected
     assert "DATA1" not in codes(seen("train.flip=true", classes=("left", "right"), modality="text"))
     assert sided(["bed", "leftover", "bright"]) == []
+    moved = seen(
+        "techniques=[Discriminative, {ImageGeometry: {flip: 0.5}}]", classes=("left", "right"), modality="image"
+    )
+    assert [(f.code, f.where) for f in advise(moved)] == [("DATA1", "techniques.ImageGeometry.flip")]
 
 
+@pytest.mark.parametrize("options", ["{rotate: 180}", "{flip_vertical: 0.5}"])
+def test_turning_over_is_spoken_of_where_up_and_down_differ(options):
+    technique = f"techniques=[Discriminative, {{ImageGeometry: {options}}}]"
+    for classes, expected in ((tuple("0123456789"), True), (("thumb_up", "thumb_down"), True), (("cat", "dog"), False)):
+        assert ("DATA2" in codes(seen(technique, classes=classes, modality="image"))) is expected
+    gentle = seen(
+        "techniques=[Discriminative, {ImageGeometry: {rotate: 15}}]", classes=tuple("0123456789"), modality="image"
+    )
+    assert "DATA2" not in codes(gentle)
+    assert upright(["update", "9 lives", "M"]) == ["9 lives", "M"]
+
+
+@pytest.mark.inventory("robbins-monro", by="regraft schedule, regraft lint")
 @pytest.mark.parametrize(
     ("schedule", "law"),
     [
         ("Constant", (True, False)),
+        ("StepDecay", (True, False)),
+        ("WarmRestarts", (True, False)),
         ("{Power: {exponent: 0.3}}", (True, False)),
+        ("{Power: {exponent: 0.5}}", (True, False)),
+        ("{Power: {exponent: 0.6}}", (True, True)),
         ("{Power: {exponent: 1.0}}", (True, True)),
         ("{Power: {exponent: 1.5}}", (False, True)),
         ("Exponential", (False, True)),
         ("{Cyclic: {low: 0.0, shrink: 0.5}}", (False, True)),
-        ("Cosine", None),
+        ("{Cyclic: {low: 0.1, shrink: 0.5}}", (True, False)),
+        ("{ReduceLROnPlateau: {floor: 0.0}}", (False, True)),
+        ("{Sequence: {parts: [{schedule: Constant, steps: 5}, {schedule: {Power: {exponent: 1.0}}}]}}", (True, True)),
     ],
 )
 def test_the_sums_of_rates_are_those_of_the_schedule_continued(schedule, law):
-    made = seen(f"train.schedule={schedule}").schedule
-    assert sums(made) == law
+    found = law_of(seen(f"train.schedule={schedule}").schedule)
+    assert (found.travels, found.settles, found.ends) == (*law, False)
+
+
+@pytest.mark.inventory("robbins-monro", by="regraft schedule, regraft lint")
+@pytest.mark.parametrize("name", ["Linear", "Cosine", "Polynomial", "OneCycle"])
+def test_a_schedule_that_ends_is_said_to_end_and_is_not_objected_to(name):
+    situation = seen(f"train.schedule={name}")
+    law = law_of(situation.schedule)
+    assert law.ends
+    assert "stays at its last rate after its end" in law.sentence(name)
+    assert "RATE4" not in codes(situation)
+
+
+@pytest.mark.inventory("robbins-monro", by="regraft lint")
+@pytest.mark.parametrize("exponent", [0.3, 0.5, 0.6, 1.0, 1.5])
+def test_the_law_of_a_power_is_that_of_its_sums(exponent):
+    """Sums over ten times as many steps: they grow by less and less where the sum is finite."""
+    import numpy as np
+
+    steps = np.arange(1, 10**6 + 1, dtype=float)
+    for power, holds in ((1, "travels"), (2, "settles")):
+        parts = np.add.reduceat(steps ** (-exponent * power), [0, 10**3, 10**4, 10**5])[1:]
+        falling = bool(parts[2] < 0.99 * parts[1] < 0.99**2 * parts[0])
+        law = law_of(seen(f"train.schedule={{Power: {{exponent: {exponent}}}}}").schedule)
+        assert getattr(law, holds) is (falling if holds == "settles" else not falling)
+
+
+@pytest.mark.inventory("power-decay", "robbins-monro", by="train.schedule: Power, regraft lint")
+def test_the_practical_power_breaks_the_second_condition():
+    found = [f for f in advise(seen("train.schedule={Power: {warmup: 0.1}}")) if f.code == "RATE4"]
+    assert "the sum of the squared rates is infinite" in found[0].reason
+    assert "the other condition holds" in found[0].reason
 
 
 def test_every_finding_says_where_why_who_and_what_instead():
@@ -101,7 +162,17 @@ def test_every_finding_says_where_why_who_and_what_instead():
         rows=100, classes=("left", "right"), modality="image", norms=2,
     )  # fmt: skip
     found = advise(loud)
-    assert len(found) == len(RULES)
+    assert {f.code for f in found} == {
+        "RATE1",
+        "RATE2",
+        "RATE3",
+        "RATE4",
+        "DECAY1",
+        "BATCH1",
+        "BATCH2",
+        "DATA1",
+        "FREEZE1",
+    }
     for finding in found:
         assert all((finding.where, finding.reason, finding.source, finding.fix))
     severities = [finding.severity for finding in found]
