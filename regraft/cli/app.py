@@ -32,6 +32,6 @@ def root(
     """From a pretrained network and your own data to a calibrated model and a report you can believe."""
 
 
-from regraft.cli import cache, catalogue, data, jobs, lab, models, search, transfer  # noqa: E402  # they add their commands to `app`
+from regraft.cli import augment, cache, catalogue, data, dtypes, export, jobs, lab, models, search, transfer  # noqa: E402  # they add their commands to `app`
 
-__all__ = ["app", "cache", "catalogue", "data", "jobs", "lab", "models", "search", "transfer"]
+__all__ = ["app", "augment", "cache", "catalogue", "data", "dtypes", "export", "jobs", "lab", "models", "search", "transfer"]

@@ -44,6 +44,11 @@ class TextChange(Protocol):
         ...
 
 
+def name_of(change: TextChange) -> str:
+    """The technique that a change belongs to."""
+    return str(getattr(change, "name", type(change).__name__))
+
+
 class Retold(Changed):
     """`base` with the texts of each batch changed, one change after the other, and tokenised anew."""
 
@@ -55,7 +60,7 @@ class Retold(Changed):
         """The changes around the source."""
         inside = nest(self.base)
         for change in self.changes:
-            inside = f"{type(change).__name__}({inside})"
+            inside = f"{name_of(change)}({inside})"
         return inside
 
     def changed(self, batch: Batch, step: int) -> Batch:

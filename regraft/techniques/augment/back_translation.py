@@ -201,6 +201,8 @@ def loaded(folder: str) -> tuple[Any, Any]:
 class Paraphrased:
     """What BackTranslation does to the texts of a batch."""
 
+    name = "BackTranslation"
+
     def __init__(self, spec: BackTranslation, paraphrase: Paraphrase, judge: nn.Module | None) -> None:
         self.share, self.seed = spec.share, spec.seed
         self.paraphrase, self.judge = paraphrase, judge

@@ -158,6 +158,8 @@ class SynonymReplacement(Technique):
 class Synonyms:
     """What SynonymReplacement does to the texts of a batch."""
 
+    name = "SynonymReplacement"
+
     def __init__(self, spec: SynonymReplacement, known: Table | Neighbours) -> None:
         self.known, self.share, self.seed = known, spec.share, spec.seed
         self.kept = FUNCTION_WORDS | {word.lower() for word in spec.protect}
