@@ -110,7 +110,7 @@ def _options(strategy: str, facts: Facts) -> TrainSpec:
     if facts.modality == "table":
         return TrainSpec(
             batch_size=128 if facts.rows > 2000 else 32,
-            optimizer=parse_one({"AdamW": {"lr": 1e-3, "weight_decay": 0.05}}, "optimizer"),
+            optimizer=parse_one({"AdamW": {"lr": 1e-3, "weight_decay": 0.01}}, "optimizer"),
             schedule=parse_one({"Cosine": {"warmup": 0.05}}, "schedule"),
             precision=facts.precision,
         )
