@@ -10,6 +10,7 @@ from regraft.phases.report.read import Absent, RunFiles
 from regraft.phases.report.summary import headline_split, total_of
 from regraft.phases.report.words import decimal, flops, is_number, percent, seconds, short, size_of, value_of, whole
 
+TRAINING = "training in"  # begins the sentence in which the plan compares steps in bf16 and fp32
 FEW_ROWS = 10  # test rows of a class below which its numbers say little
 
 
@@ -51,6 +52,8 @@ def _latency(run: RunFiles) -> list[tuple[str, str]]:
         facts.append(
             ("Latency", f"{value}, batch {whole(speed.get('batch', 1))}, {whole(speed.get('runs'))} runs{where}")
         )
+    told = [reason for reason in run.metrics.get("reasons") or () if str(reason).startswith(TRAINING)]
+    facts += [("Mixed precision", str(reason)) for reason in told]
     if is_number(size.get("parameters")):
         trained = f", of which {whole(size['trainable'])} were trained" if is_number(size.get("trainable")) else ""
         facts.append(("Parameters", f"{whole(size['parameters'])}{trained}"))
