@@ -59,7 +59,7 @@ class Assembled:
 
 @dataclass(frozen=True, kw_only=True)
 class Ground:
-    """What recipes with the same `data:`, `models:`, `probe:` and seed have in common: the data, and the models before training."""
+    """What recipes with the same `data:`, `models:`, `probe:` and seed share: the data, and the models before training."""
 
     entries: Mapping[str, Entry]
     base: nn.Module
@@ -97,14 +97,22 @@ def assemble(
     return Assembled(spec=spec, recipe=recipe, base=ground.base, entries=entries, sentences=ground.sentences)
 
 
-def lay_ground(spec: RecipeSpec, module: nn.Module | None = None) -> Ground:
+def lay_ground(
+    spec: RecipeSpec, module: nn.Module | None = None, *, entries: Mapping[str, Entry] | None = None
+) -> Ground:
     """The data and models of a recipe, the main one with its head.
+
+    Args:
+        spec: the recipe.
+        module: the main model, where it is a Python module rather than a name.
+        entries: its data, where it was read and encoded before.
 
     Raises:
         ConfigError, DataError: as `assemble`.
     """
     sentences: list[str] = []
-    entries = load_entries(spec, _entries_of_stages(spec), module, sentences)
+    trained = _entries_of_stages(spec)
+    entries = load_entries(spec, trained, module, sentences) if entries is None else entries
     main = entries[MAIN]
     base = main_model(spec, main, module, sentences)
     models = {

@@ -49,9 +49,11 @@ class Grid(Method):
         points: numbers tried of each range, at even distances on its scale.
 
     Example:
+        ```yaml
         search:
           method: {Grid: {points: 3}}
           space: {train.optimizer.AdamW.lr: {log: [1.0e-4, 1.0e-2]}, train.batch_size: {choice: [16, 64]}}
+        ```
     """
 
     points: int = Field(default=3, ge=1)
@@ -88,10 +90,12 @@ class Random(_Sampled):
     good a point with less.
 
     Example:
+        ```yaml
         search:
           method: Random
           trials: 20
           space: {train.optimizer.AdamW.lr: {log: [1.0e-4, 1.0e-2]}}
+        ```
     """
 
     window: ClassVar[int | None] = None
@@ -106,10 +110,12 @@ class TPE(_Sampled):
     few steps already tell good trials from bad: ASHA makes use of that.
 
     Example:
+        ```yaml
         search:
           method: TPE
           trials: 40
           space: {train.optimizer.AdamW.lr: {log: [1.0e-4, 1.0e-2]}}
+        ```
     """
 
     sampler: ClassVar[Sampler] = "TPE"
@@ -124,10 +130,12 @@ class GP(_Sampled):
     only under some options: those are drawn at random.
 
     Example:
+        ```yaml
         search:
           method: GP
           trials: 25
           space: {train.optimizer.AdamW.lr: {log: [1.0e-4, 1.0e-2]}}
+        ```
     """
 
     sampler: ClassVar[Sampler] = "GP"
@@ -170,11 +178,13 @@ class ASHA(_Halving):
         sampler: Random, TPE or GP; who draws new trials.
 
     Example:
+        ```yaml
         search:
           method: {ASHA: {eta: 3}}
           fidelity: {steps: 0.1}
           trials: 30
           space: {train.optimizer.AdamW.lr: {log: [1.0e-4, 1.0e-2]}}
+        ```
     """
 
     window: ClassVar[int | None] = None
@@ -199,10 +209,12 @@ class Hyperband(_Halving):
         sampler: Random as in the paper, TPE as in BOHB, or GP.
 
     Example:
+        ```yaml
         search:
           method: {Hyperband: {eta: 3}}
           fidelity: {steps: 0.1}
           space: {train.optimizer.AdamW.lr: {log: [1.0e-4, 1.0e-2]}}
+        ```
     """
 
     sampler: Sampler = "Random"
@@ -230,10 +242,12 @@ class PBT(Method):
         anew: chance that a value is drawn anew instead of multiplied by 0.8 or 1.2.
 
     Example:
+        ```yaml
         search:
           method: {PBT: {generations: 4}}
           trials: 6
           space: {train.optimizer.AdamW.lr: {log: [1.0e-4, 1.0e-2]}}
+        ```
     """
 
     copies: ClassVar[bool] = True

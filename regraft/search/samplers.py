@@ -62,7 +62,8 @@ def suggest(kind: Kind, space: Space, *, seed: int, number: int, past: Sequence[
         startup: trials that are drawn at random before a model is fitted to them.
     """
     with quiet():
-        study = study_of(space, past, sampler=_sampler(kind, seed_of(seed, number), startup))
+        known = () if kind == "Random" else past
+        study = study_of(space, known, sampler=_sampler(kind, seed_of(seed, number), startup))
         return space.draw(Asking(study.ask()))
 
 
