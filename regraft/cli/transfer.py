@@ -8,8 +8,9 @@ from typing import Annotated, cast
 import typer
 
 from regraft.cli.app import app
-from regraft.cli.options import Common, Set, command
-from regraft.cli.screen import show_json, show_lines, show_table
+from regraft.cli.chart import curve
+from regraft.cli.options import Common, Out, Set, command
+from regraft.cli.screen import screen, show_json, show_lines, show_table
 
 METRICS, GROUPS = ("fisher", "gradient", "angle"), ("block", "module")
 
@@ -97,3 +98,95 @@ def models(
     columns = ("name", "architecture", "parameters", "size", "licence", "commercial", "sha256", "usable")
     show_table("", columns, rows, right=("parameters", "size"))
     show_lines(["", *(f"{each.name}: {each.why}" for each in found if each.why)])
+
+
+@command(app)
+def compare(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe to train, with a pretrained model.")],
+    out: Out,
+    scratch_rate: Annotated[
+        float, typer.Option(min=0.0, help="Factor on the learning rate of training from scratch.")
+    ] = 10.0,
+    overrides: Set = None,
+    common: Common = Common(),  # noqa: B008
+) -> None:
+    """Fine-tuning against training from scratch, at the same steps on the same rows: start, data, compute, time, quality."""
+    from regraft.config.recipe import read_recipe
+    from regraft.phases.compare import compare as compared
+
+    with screen(common.quiet or common.json) as reporter:
+        arms = compared(read_recipe(recipe, overrides or []), out, scratch_rate=scratch_rate, reporter=reporter)
+    if common.json:
+        show_json([arm.to_json() for arm in arms])
+        return
+    rows = [
+        ("start", *(arm.start for arm in arms)),
+        ("test score before training", *(f"{arm.start_score:.4f}" for arm in arms)),
+        ("training rows", *(f"{arm.rows:,}" for arm in arms)),
+        ("steps", *(f"{arm.steps:,}" for arm in arms)),
+        ("parameters that train", *(f"{arm.trainable:,}" for arm in arms)),
+        ("compute, GFLOPs", *(f"{arm.flops / 1e9:,.4g}" for arm in arms)),
+        ("time, seconds", *(f"{arm.seconds:,.1f}" for arm in arms)),
+        ("test score", *(f"{arm.score:.4f}" for arm in arms)),
+        ("training score", *(f"{arm.train_score:.4f}" for arm in arms)),
+        ("overfit gap", *(f"{arm.gap:+.4f}" for arm in arms)),
+    ]
+    show_table("", ("", *(arm.name for arm in arms)), rows, right=tuple(arm.name for arm in arms))
+    show_lines(["", *(f"Report: {arm.run}/report.html" for arm in arms)])
+
+
+@command(app, "curve")
+def curve_command(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe to train, with a pretrained model.")],
+    out: Out,
+    fractions: Annotated[
+        str, typer.Option(metavar="LIST", help="Shares of the training rows.")
+    ] = "0.05,0.1,0.25,0.5,1",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each.")] = 1,
+    scratch_rate: Annotated[
+        float, typer.Option(min=0.0, help="Factor on the learning rate of training from scratch.")
+    ] = 10.0,
+    overrides: Set = None,
+    common: Common = Common(),  # noqa: B008
+) -> None:
+    """A learning curve over shares of the data: how many rows fine-tuning needs, and how many training from scratch."""
+    from tempfile import TemporaryDirectory
+
+    from regraft.config.recipe import read_recipe
+    from regraft.phases.compare import learning_curve, require_empty, write_points
+    from regraft.phases.report.curve import write_curve
+
+    spec = read_recipe(recipe, overrides or [])
+    require_empty(out)
+    with screen(common.quiet or common.json) as reporter, TemporaryDirectory(prefix="regraft-curve-") as scratch:
+        points = learning_curve(
+            spec,
+            Path(scratch),
+            fractions=shares(fractions),
+            seeds=seeds,
+            scratch_rate=scratch_rate,
+            reporter=reporter,
+        )
+    found = write_points(out, points)
+    write_curve(out / "curve.html", points, title=str(spec.main_data().path))
+    if common.json:
+        show_json(found)
+        return
+    rows = [(each["strategy"], f"{each['rows']:,}", f"{each['score']:.4f}") for each in found["means"]]
+    show_table("", ("strategy", "training rows", "test score"), rows, right=("training rows", "test score"))
+    for strategy in dict.fromkeys(each["strategy"] for each in found["means"]):
+        scores = [each["score"] for each in found["means"] if each["strategy"] == strategy]
+        show_lines(["", strategy, *curve(scores, height=5, unit="shares")])
+    show_lines(["", found["verdict"], f"Page: {out / 'curve.html'}"])
+
+
+def shares(text: str) -> list[float]:
+    """The numbers of a list such as "0.1,0.5,1"; a ConfigError where one is none."""
+    from regraft.errors import ConfigError
+
+    try:
+        return [float(each) for each in text.split(",") if each.strip()]
+    except ValueError:
+        raise ConfigError(
+            f"--fractions: must be numbers with commas between, such as 0.1,0.5,1, got {text!r}"
+        ) from None

@@ -47,12 +47,12 @@ class PlainNetwork(nn.Module):
     spec: dict[str, Any]
 
 
-def rebuilt(spec: dict[str, Any]) -> PlainNetwork:
-    """The network that a `spec` attribute describes, with fresh weights."""
+def rebuilt(spec: dict[str, Any], *, seed: int = 0) -> PlainNetwork:
+    """The network that a `spec` attribute describes, with fresh weights drawn from `seed`."""
     cls = find("network", str(spec["name"]))
     if not issubclass(cls, Network):
         raise ModelError(f"{spec['name']!r} is no network of regraft, so it cannot be built again")
-    return cls(**spec["fields"]).build(tuple(spec["input_shape"]), spec["num_outputs"])
+    return cls(**spec["fields"]).build(tuple(spec["input_shape"]), spec["num_outputs"], seed=seed)
 
 
 class Residual(nn.Module):

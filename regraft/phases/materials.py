@@ -22,6 +22,7 @@ from regraft.data.text import TextPreprocessor
 from regraft.errors import ConfigError, DataError, ModelError
 from regraft.models.attention import use_plain_attention
 from regraft.models.backbone import Backbone, plain_backbone
+from regraft.models.fresh import with_fresh_weights
 from regraft.models.graft import Graft
 from regraft.models.licences import require_commercial, stated_by
 from regraft.models.load import find_model, load_backbone, require_hash
@@ -217,6 +218,10 @@ def readable_model(
             if hasattr(built, "set_head")
             else _grafted(plain_backbone(built, example["x"], modality="table"), materials, seed)
         )
+    if spec.weights == "fresh" and (spec.name is None or spec.head == "standard"):
+        raise ConfigError(
+            "models.main.weights: `fresh` is for a model with a `name` and a grafted head; a network is fresh anyway"
+        )
     if spec.head == "standard" and spec.name is not None:
         return load_standard(
             spec.name,
@@ -253,6 +258,8 @@ def backbone_of(spec: ModelSpec, materials: Materials, module: nn.Module | None 
             modality=modality,  # type: ignore[arg-type]
             allow_pickled_weights=spec.allow_pickled_weights,
         )
+        if spec.weights == "fresh":
+            backbone = with_fresh_weights(backbone, seed=seed)
         if not torch.cuda.is_available():
             use_plain_attention(backbone.module, backbone.example)
         return backbone

@@ -88,3 +88,70 @@ def test_models_lists_as_a_table_and_as_json(regraft, tmp_path):
     assert "cc-by-nc-4.0" in table
     assert "gpt-3: closed" in table
     assert regraft("models", tmp_path / "missing").exit_code == 2
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory, shared_data):
+    """A recipe on real pictures and a network that was trained on their kind."""
+    found = {
+        "data": {
+            "main": {
+                "path": str(shared_data("cifar10_jpg")), "image": "img", "label": "label", "limit": 80,
+                "limit_valid": 20, "limit_test": 100,
+            }
+        },
+        "models": {"main": {"name": str(shared_data("weights_resnet20_cifar10"))}},
+        "train": {"batch_size": 16, "optimizer": {"AdamW": {"lr": 0.001}}},
+        "stages": [{"name": "adapt", "steps": 10}],
+        "validate": {"times": 2},
+        "techniques": [{"LastK": {"blocks": 3}}],
+        "probe": {"folds": 2, "depths": "last"},
+    }  # fmt: skip
+    path = tmp_path_factory.mktemp("pictures") / "recipe.yaml"
+    path.write_text(yaml.safe_dump(found))
+    return path
+
+
+@pytest.mark.inventory("scratch-vs-ft", by="regraft compare")
+@pytest.mark.inventory("full-ft", by="regraft compare")
+def test_compare_runs_both_at_one_budget_and_pretrained_weights_win_on_their_kind_of_picture(
+    regraft, pictures, tmp_path
+):
+    everything = ("--set", "techniques=[]")
+    tuned, scratch = shown(regraft("compare", pictures, "--out", tmp_path / "both", "--json", *everything))
+    assert (tuned["name"], scratch["name"]) == ("fine-tuned", "from scratch")
+    for same in ("rows", "steps", "trainable"):
+        assert tuned[same] == scratch[same]
+    assert tuned["flops"] == pytest.approx(scratch["flops"], rel=1e-6)
+    assert tuned["score"] > scratch["score"] + 0.2
+    assert tuned["start"].startswith("pretrained weights")
+    assert scratch["start"] == "fresh weights"
+    for arm in (tuned, scratch):
+        assert arm["gap"] == pytest.approx(arm["train_score"] - arm["score"])
+        assert min(arm["seconds"], arm["flops"]) > 0
+    again = regraft("compare", pictures, "--out", tmp_path / "both")
+    assert again.exit_code == 2
+    assert "must be a new or empty folder" in again.stderr
+
+
+@pytest.mark.inventory("few-data-ft", by="regraft curve")
+def test_the_curve_over_shares_of_the_data_shows_what_each_strategy_needs(regraft, pictures, tmp_path):
+    result = regraft("curve", pictures, "--out", tmp_path / "c", "--fractions", "0.25,1", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads((tmp_path / "c" / "curve.json").read_text())
+    scores = {(each["strategy"], each["rows"]): each["score"] for each in found["means"]}
+    assert set(scores) == {(name, rows) for name in ("fine-tuned", "from scratch") for rows in (20, 80)}
+    assert scores["fine-tuned", 20] > scores["from scratch", 80], "a quarter of the rows is enough on these weights"
+    assert found["verdict"].startswith("fine-tuning reaches the")
+    assert found["verdict"] in result.stdout
+    assert all(point["course"] for point in found["points"])
+    page = (tmp_path / "c" / "curve.html").read_text()
+    assert page.count("<svg") == 2
+    assert "<script" not in page
+
+
+def test_shares_that_are_none_are_refused_before_anything_is_trained(regraft, pictures, tmp_path):
+    for given in ("0.1,x", "0", "2"):
+        result = regraft("curve", pictures, "--out", tmp_path / "c", "--fractions", given)
+        assert result.exit_code == 2
+        assert "--fractions: must be" in result.stderr
