@@ -12,11 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from regraft.api import adapt, audit, load, plan, resume, train
+    from regraft.api import adapt, audit, export_delta, load, load_variants, plan, resume, train
 
     __version__: str
 
-__all__ = ["__version__", "adapt", "audit", "load", "plan", "resume", "train"]
+__all__ = ["__version__", "adapt", "audit", "export_delta", "load", "load_variants", "plan", "resume", "train"]
 
 
 def __getattr__(name: str) -> Any:

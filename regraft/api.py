@@ -1,4 +1,4 @@
-"""The Python interface: `rg.adapt`, `rg.audit`, `rg.plan`, `rg.train`, `rg.resume` and `rg.load`."""
+"""The Python interface: `rg.adapt`, `rg.audit`, `rg.plan`, `rg.train`, `rg.resume`, `rg.load`, and deltas on one base."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from regraft.config.recipe import ModelSpec, RecipeSpec, read_recipe
 from regraft.errors import ConfigError
 from regraft.phases.checking import audit_data
 from regraft.phases.demo import resume_any
+from regraft.phases.export import export_delta
 from regraft.phases.findings import AuditReport
 from regraft.phases.opening import open_data, require_new, require_recipe, with_bad_sample_policy
 from regraft.phases.path import job_recipe, plan_job, run_job
@@ -24,8 +25,12 @@ from regraft.phases.progress import Reporter, Silent
 from regraft.phases.report.document import SECTIONS, section_html
 from regraft.phases.report.summary import text_summary
 from regraft.phases.rundir import LEDGER, METRICS, REPORT, RunDirectory
+from regraft.phases.variants import Variants, load_variants
 
-__all__ = ["FinishedRun", "Prediction", "Predictor", "RunReport", "adapt", "audit", "load", "plan", "resume", "train"]
+__all__ = [
+    "FinishedRun", "Prediction", "Predictor", "RunReport", "Variants", "adapt", "audit", "export_delta", "load", "load_variants",
+    "plan", "resume", "train",
+]  # fmt: skip
 
 Columns = str | Sequence[str] | None
 Task = Literal["auto", "binary", "multiclass", "multilabel", "regression"]

@@ -261,8 +261,8 @@ def save_preprocessor(preprocessor: AnyPreprocessor, folder: Path) -> None:
     (folder / FILE).write_text(json.dumps(preprocessor.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def load_preprocessor(folder: Path) -> AnyPreprocessor:
-    """The preprocessor that `save_preprocessor` wrote.
+def load_preprocessor(folder: Path, *, tokenizer: Path | None = None) -> AnyPreprocessor:
+    """The preprocessor that `save_preprocessor` wrote; the tokenizer's files may lie in another folder, `tokenizer`.
 
     Raises:
         RunError: the file is absent or damaged.
@@ -273,4 +273,4 @@ def load_preprocessor(folder: Path) -> AnyPreprocessor:
         raise RunError(f"{folder} has no {FILE}, so how its inputs are prepared is not known") from None
     except ValueError as error:
         raise RunError(f"{folder / FILE} is damaged: {error}") from None
-    return preprocessor_from_json(folder, data)
+    return preprocessor_from_json(tokenizer or folder, data)

@@ -5,7 +5,6 @@ A layer W (out, in) becomes W + (alpha / rank) B A with A (rank, in) and B (out,
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -241,23 +240,6 @@ def save_adapter(model: nn.Module, folder: Path, *, base: str, also: Iterable[st
     save_file(
         {name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors"
     )
-
-
-def load_adapter(model: M, folder: Path) -> M:
-    """The plain model with the adapters that `save_adapter` wrote, and the children saved beside them, put in."""
-    from safetensors.torch import load_file
-
-    config = json.loads((folder / "adapter_config.json").read_text())
-    names = tuple(name for name, _ in model.named_modules() if name and re.fullmatch(config["target_modules"], name))
-    description = LowRank(targets=names, rank=config["r"], alpha=config["lora_alpha"], dropout=config["lora_dropout"])
-    adapted = inject(model, description)
-    tensors = load_file(folder / "adapter_model.safetensors")
-    own = {_saved_name(name): name for name in adapted.state_dict()}
-    unknown = sorted(tensors.keys() - own.keys())
-    if unknown:
-        raise ConfigError(f"{folder}: the adapter has {unknown[0]!r}, which the {type(model).__name__} does not have")
-    adapted.load_state_dict({own[name]: tensor for name, tensor in tensors.items()}, strict=False)
-    return adapted
 
 
 def _prefixes(names: Iterable[str]) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from regraft.core.modes import eval_mode
 from regraft.errors import ModelError
 from regraft.layers.reparametrise import folded
 from regraft.models.backbone import Backbone, Boundary, Cutting, plain_backbone
+from regraft.models.delta import Base, base_of, delta_network
 from regraft.models.graft import Graft, captured, count_parameters, put_linear
 from regraft.models.headers import load_tensors
 from regraft.models.heads import head_name
@@ -76,12 +77,15 @@ def save_model(
     return folder
 
 
-def load_model(folder: Path, *, module: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
+def load_model(
+    folder: Path, *, module: nn.Module | None = None, base: Base | str | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
     """The model of a folder in eval mode, and what its model.json says, with `labels` and `preprocessing`.
 
     Args:
-        folder: written by `save_model`.
+        folder: written by `save_model`, or a delta.
         module: an instance of the class, where the folder holds weights of a module of one's own.
+        base: of a delta, by name or loaded; default the one it names.
     """
     folder = Path(folder)
     info = read_json(folder / "model.json")
@@ -90,7 +94,7 @@ def load_model(folder: Path, *, module: nn.Module | None = None) -> tuple[nn.Mod
             f"{folder}/model.json has format {info.get('format')!r}, but this regraft reads {FORMAT}; upgrade regraft"
         )
     try:
-        return _loaded(folder, info, module), info
+        return _loaded(folder, info, module, base), info
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ModelError(
@@ -98,17 +102,19 @@ def load_model(folder: Path, *, module: nn.Module | None = None) -> tuple[nn.Mod
         ) from error
 
 
-def _loaded(folder: Path, info: dict[str, Any], module: nn.Module | None) -> nn.Module:
+def _loaded(folder: Path, info: dict[str, Any], module: nn.Module | None, under: Base | str | None) -> nn.Module:
     """The model that a model.json describes, in eval mode; how its inputs are prepared is added to `info`."""
-    base = _loaded_base(folder, info, module)
+    if "delta" in info:
+        network = delta_network(folder, info, base_of(folder, info, under))
+    else:
+        network = _with_added(folder, info, _loaded_base(folder, info, module))
     if info["kind"] == "graft":
-        model: nn.Module = _loaded_graft(folder, info, base)
+        model: nn.Module = _loaded_graft(folder, info, network)
     elif info["kind"] == "standard":
-        whole = _with_added(folder, info, base)
-        model = StandardHead(whole, inputs=info["inputs"], name=info["name"], modality=info["modality"])
+        model = StandardHead(network, inputs=info["inputs"], name=info["name"], modality=info["modality"])
         model.licence, model.source = info["licence"], str(folder)
     else:
-        model = _with_added(folder, info, base)
+        model = network
     info["preprocessing"] = read_json(folder / "preprocessing.json")
     return model.eval()
 
@@ -344,9 +350,8 @@ def _with_added(folder: Path, info: Mapping[str, Any], network: nn.Module) -> nn
     return network
 
 
-def _loaded_graft(folder: Path, info: Mapping[str, Any], base: nn.Module) -> Graft:
-    """The graft of a folder around its plain network."""
-    network = _with_added(folder, info, base)
+def _loaded_graft(folder: Path, info: Mapping[str, Any], network: nn.Module) -> Graft:
+    """The graft of a folder around its network."""
     if info["base"] == "transformers":
         example = example_inputs(network.config, info["modality"])
     else:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from regraft.config.recipe import RecipeSpec, dump_recipe
@@ -17,6 +15,7 @@ from regraft.core.descent import Precision
 from regraft.core.stopping import Stop
 from regraft.data.dataset import Dataset
 from regraft.data.read import load
+from regraft.models.delta import weights_hash
 from regraft.phases.machine import differences, machine, version_of
 from regraft.phases.materials import Materials, prepare, readable_model
 from regraft.phases.metering import Meter, metered
@@ -127,14 +126,3 @@ class Job:
                 MANIFEST, manifest | {"resumed elsewhere": [*known, *(s for s in found if s not in known)]}
             )
         return found
-
-
-def weights_hash(model: nn.Module) -> str:
-    """sha256 over names and bytes of all parameters and buffers, in order."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(
-            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
-        )
-    return digest.hexdigest()

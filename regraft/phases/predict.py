@@ -21,6 +21,8 @@ from regraft.data.raw import table_values
 from regraft.data.read import load_as
 from regraft.data.text import TextPreprocessor
 from regraft.errors import DataError, RunError, suggest
+from regraft.models.delta import Base
+from regraft.models.load import find_model
 from regraft.models.save import load_model
 from regraft.phases.choose.features import model_outputs
 from regraft.transforms.temperature import Calibration
@@ -206,23 +208,24 @@ class Predictor:
             yield Prediction(value=float(value), low=float(low) if known else None, high=float(high) if known else None)
 
 
-def load(run: str | Path, *, module: nn.Module | None = None) -> Predictor:
+def load(run: str | Path, *, module: nn.Module | None = None, base: Base | str | None = None) -> Predictor:
     """The finished model of a run directory, or of the `model` folder in one; both may have been moved.
 
     Args:
         run: the folder.
         module: an instance of the class, where the model was a module of one's own.
+        base: of a delta (`regraft export RUN --delta`), by name or loaded; default the one it names.
 
     Raises:
         RunError: there is no finished model.
     """
     folder = model_folder(Path(run).expanduser())
-    model, info = load_model(folder, module=copy.deepcopy(module))  # the weights go into a copy
+    model, info = load_model(folder, module=copy.deepcopy(module), base=base)  # the weights go into a copy
     if info["task"] == LANGUAGE:
         raise RunError(
             f"{folder} holds a language model, which has no label to predict; let transformers.AutoModelForCausalLM load it"
         )
-    preprocessor = load_preprocessor(folder)
+    preprocessor = load_preprocessor(folder, tokenizer=_tokenizer_of(info, base))
     return Predictor(
         folder=folder,
         model=model,
@@ -230,6 +233,13 @@ def load(run: str | Path, *, module: nn.Module | None = None) -> Predictor:
         schema=_schema(info, preprocessor),
         calibration=_calibration(folder, info),
     )
+
+
+def _tokenizer_of(info: Mapping[str, Any], base: Base | str | None) -> Path | None:
+    """The folder of the base of a delta, where its tokenizer lies; None for a whole model, which has it beside it."""
+    if "delta" not in info:
+        return None
+    return base.folder if isinstance(base, Base) else find_model(base or info["delta"]["base"])
 
 
 def model_folder(run: Path) -> Path:
