@@ -47,6 +47,7 @@ CATALOGUE: dict[str, dict[str, str]] = {  # family -> class name -> module
         "GroupNorm": "regraft.techniques.stability.group_norm",
         "Guard": "regraft.techniques.reliability.guard",
         "ImageGeometry": "regraft.techniques.augment.image",
+        "HypergradientLR": "regraft.techniques.control.hypergradient_lr",
         "InformationBottleneck": "regraft.techniques.regularise.information_bottleneck",
         "Init": "regraft.techniques.stability.init",
         "L0Penalty": "regraft.techniques.regularise.l0_penalty",

@@ -15,6 +15,7 @@ from regraft.techniques.augment.rand_augment import RandAugment
 from regraft.techniques.augment.text import SynonymReplacement, TextEdit
 from regraft.techniques.continual.ewc import EWC
 from regraft.techniques.control.adam_to_sgd import AdamToSGD
+from regraft.techniques.control.hypergradient_lr import HypergradientLR
 from regraft.techniques.control.pcgrad import PCGrad
 from regraft.techniques.control.stop_when import StopWhen
 from regraft.techniques.control.uncertainty_weighting import UncertaintyWeighting
@@ -158,6 +159,7 @@ ROWS = [
     Case(GroupNorm(groups=4), network=batch_normed),
     Case(Guard(on_trouble="roll_back", spike=3.0, every=2), neutral=Guard(on_trouble="stop"), effect=False),
     Case(ImageGeometry(flip=0.5), neutral=ImageGeometry(rotate=0, shift=0, scale=0), shows=ToyPictures),
+    Case(HypergradientLR(beta=0.1), neutral=HypergradientLR(beta=0)),
     Case(InformationBottleneck(weight=0.01, log_variance=-2), neutral=InformationBottleneck(weight=0), noisy=True),
     Case(Init(kind="lsuv")),
     Case(L0Penalty(weight=0.001), neutral=L0Penalty(weight=0), noisy=True),
