@@ -29,6 +29,7 @@ from regraft.phases.choose.probe_phase import load_heads, with_probe
 from regraft.phases.choose.race import Runner, Track, finish, run_race
 from regraft.phases.job import Job
 from regraft.phases.metering import Meter, step_flops, units
+from regraft.phases.overfitting import overfitting
 from regraft.phases.rundir import EVENTS, EventLog
 from regraft.phases.training import Valid, better, epochs_of, newest_score, weight_bytes
 
@@ -151,7 +152,9 @@ def adapt_phase(job: Job) -> dict[str, Any]:
         if race["winner"]:
             runner, result = _to_its_end(job, race, meter)
             model, outputs, result, said = _with_refitted_head(job, runner, result)
-            sentences += [*EventLog(job.run.path / EVENTS, candidate=race["winner"]).notes(), *said]
+            events = job.run.path / EVENTS
+            sentences += [*EventLog(events, candidate=race["winner"]).notes(), *said]
+            sentences += overfitting(events.read_text(encoding="utf-8").splitlines(), race["winner"])
             baseline = torch.from_numpy(np.load(job.run.path / "phases" / "probe_chosen_valid.npy"))
             kept = clearly_better(outputs, baseline, job.materials.targets("valid"), task=job.materials.task)
             runner.status = "won" if kept else "stopped"

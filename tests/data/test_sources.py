@@ -98,6 +98,19 @@ def test_every_example_is_drawn_once_an_epoch_the_short_batch_included():
         assert ids.sort().values.tolist() == list(range(101))
 
 
+@pytest.mark.inventory("shuffle-each-epoch", by="regraft train")
+def test_every_epoch_has_an_order_of_its_own_that_seed_and_epoch_decide():
+    def order(seed, epoch):
+        source = Examples(table(), None, batch_size=8, seed=seed)
+        per = source.batches_per_epoch
+        return torch.cat([batch["id"] for batch in drawn(source, per * epoch, per * (epoch + 1))]).tolist()
+
+    orders = [order(seed, epoch) for seed in (0, 1) for epoch in range(3)]
+    assert len({tuple(each) for each in orders}) == 6
+    assert all(sorted(each) == list(range(40)) and each != sorted(each) for each in orders)
+    assert orders == [order(seed, epoch) for seed in (0, 1) for epoch in range(3)]
+
+
 def test_rows_restrict_a_source_and_ids_stay_those_of_the_split():
     rows = np.array([3, 30, 31, 99])
     source = Examples(texts(), np.arange(100), batch_size=3, seed=0, rows=rows)

@@ -117,6 +117,7 @@ def test_rows_without_a_group_are_units_of_their_own():
     assert units_of_group(pa.chunked_array([["u1", None, "u2"], ["u1", None]])).tolist() == [0, 1, 2, 0, 4]
 
 
+@pytest.mark.inventory("split-strat", by="regraft adapt, regraft train")
 def test_missing_splits_are_cut_in_the_same_shares_of_each_class(tmp_path):
     labels = ["a"] * 700 + ["b"] * 250 + ["c"] * 49 + ["d"]
     data = load(DataSpec(path=write(tmp_path / "a.csv", text=texts(1000), label=labels)))
@@ -157,6 +158,7 @@ def test_duplicate_rows_of_a_real_table_do_not_leak(shared_data):
     assert all(not left & right for k, left in enumerate(rows) for right in rows[k + 1 :])
 
 
+@pytest.mark.inventory("split-grouped", by="data.main.group, --group")
 def test_a_group_stands_on_one_side_only(tmp_path):
     people = [f"p{k % 37}" for k in range(600)]
     path = write(tmp_path / "a.csv", text=texts(600), label=["a", "b", "c"] * 200, person=people)
@@ -167,6 +169,7 @@ def test_a_group_stands_on_one_side_only(tmp_path):
     assert data.schema.group == "person"
 
 
+@pytest.mark.inventory("split-time", by="data.main.time, --time")
 @pytest.mark.parametrize("kind", ["number", "iso", "german", "zone"])
 def test_later_rows_are_never_in_training(tmp_path, kind):
     order = np.random.default_rng(0).permutation(200)

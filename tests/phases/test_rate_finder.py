@@ -70,6 +70,7 @@ def final_loss(name, optimizer):
     return sum(losses) / 20
 
 
+@pytest.mark.inventory("lr-sensitivity", by="regraft lr")
 @pytest.mark.parametrize("name", TOYS)
 @pytest.mark.parametrize("optimizer", [SGD(momentum=0.9), AdamW()], ids=["SGD", "AdamW"])
 def test_the_suggestion_is_within_ten_times_the_best_rate_of_a_grid(name, optimizer):
@@ -79,6 +80,13 @@ def test_the_suggestion_is_within_ten_times_the_best_rate_of_a_grid(name, optimi
     best = min((10 ** (k / 2) for k in range(-9, 3)), key=lambda rate: final_loss(name, optimizer.replaced(lr=rate)))
     assert best / 10 <= found.suggestion <= best * 10
     assert found.suggestion < found.lowest
+
+
+@pytest.mark.inventory("lr-sensitivity", by="train.optimizer: {SGD: {lr: 0.1}}")
+def test_a_rate_too_high_bounces_and_one_too_low_crawls():
+    best = min((10 ** (k / 2) for k in range(-9, 3)), key=lambda rate: final_loss("line", SGD(lr=rate)))
+    assert final_loss("line", SGD(lr=best / 1000)) > 2 * final_loss("line", SGD(lr=best))
+    assert final_loss("line", SGD(lr=best * 30)) > 2 * final_loss("line", SGD(lr=best))
 
 
 def test_a_ramp_goes_from_the_rate_to_its_top():

@@ -35,6 +35,7 @@ def run(technique, update=None, steps=400):
     return report, model
 
 
+@pytest.mark.inventory("stop-grad-norm", by="technique StopWhen: {gradient_norm: 1e-5}")
 def test_a_small_gradient_ends_the_stage_at_the_step_it_is_known_for():
     report, model = run(StopWhen(gradient_norm=0.01))
     assert report.stopped["toy"].startswith("the norm of the gradient, 0.00")
@@ -42,6 +43,7 @@ def test_a_small_gradient_ends_the_stage_at_the_step_it_is_known_for():
     assert model.w.norm().item() == pytest.approx(5 * 0.9**60, rel=1e-4)
 
 
+@pytest.mark.inventory("stop-step-norm", by="technique StopWhen: {step_norm: 1e-5}")
 def test_a_short_step_ends_it_too():
     report, _ = run(StopWhen(gradient_norm=0, step_norm=0.01))
     assert report.stopped["toy"].startswith("the norm of the step, 0.00")
