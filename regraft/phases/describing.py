@@ -127,6 +127,8 @@ def _example(family: str, name: str, doc: str) -> str:
         return inspect.cleandoc(found.group(1))
     if family == "technique":
         return f"techniques:\n  - {name}"
+    if family == "method":
+        return f"search:\n  method: {name}\n  space: {{train.optimizer.AdamW.lr: {{log: [0.0001, 0.01]}}}}"
     options = _options(find(family, name))
     part = f"{{{family}: {{{name}: {options}}}}}"
     return f"models: {{main: {part}}}" if family == "network" else f"train: {part}"
@@ -226,9 +228,11 @@ def explained(path: Path, overrides: Sequence[str] = ()) -> list[str]:
     if spec.stages:
         from regraft.core import explain
         from regraft.phases.build import assemble
+        from regraft.phases.optimizer_state import state_sentences
         from regraft.phases.resolve import resolved
 
-        return explain(assemble(resolved(spec)).recipe).splitlines()
+        recipe = assemble(resolved(spec)).recipe
+        return [*explain(recipe).splitlines(), *state_sentences(recipe, spec.train.optimizer)]
     if spec.race is None:
         return [
             "This recipe has no plan yet: `regraft plan` measures, and writes the candidates that `adapt` will race."
@@ -244,6 +248,7 @@ def _candidates(spec: RecipeSpec) -> list[str]:
     from regraft.core import explain
     from regraft.phases.demo import module_for
     from regraft.phases.job import Job
+    from regraft.phases.optimizer_state import state_sentences
     from regraft.phases.progress import Silent
     from regraft.phases.rundir import RunDirectory
     from regraft.phases.training import supervised_recipe
@@ -265,5 +270,6 @@ def _candidates(spec: RecipeSpec) -> list[str]:
                 candidate=candidate,
                 seed=spec.seed,
             )
-            lines += [f"  {line}" for line in explain(made).splitlines()]
+            kept = state_sentences(made, candidate.train.optimizer)
+            lines += [f"  {line}" for line in (*explain(made).splitlines(), *kept)]
     return lines

@@ -19,14 +19,19 @@ from regraft.data.dataset import LANGUAGE
 from regraft.data.episodes import Episodes
 from regraft.phases.entries import Entry
 from regraft.phases.evaluate.likelihood import Likelihood
-from regraft.phases.training import Valid, better, evenly, steps_done
+from regraft.phases.training import Valid, better, evenly, refuse_test, steps_done
 from regraft.techniques.meta.maml import MAML, tasks
 
 TASKS = 32  # few-shot tasks that a judgement is the mean of
 
 
 class Judge(Protocol):
-    """Measures a model."""
+    """Measures a model on a split."""
+
+    @property
+    def split(self) -> str:
+        """Where the examples are from: what is chosen by a judge may not be of the test split."""
+        ...
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """`score` (higher is better) and `loss`."""
@@ -40,6 +45,7 @@ class FewShot:
     technique: MAML
     episodes: Episodes
     batches: int
+    split: str = "valid"
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """`score`: share of query examples that are right, mean over tasks; `loss` in nats."""
@@ -71,8 +77,8 @@ def judge_for(techniques: Sequence[Named], entry: Entry, split: str) -> Judge | 
     if not entry.has(split):
         return None
     if entry.task == LANGUAGE:
-        return Likelihood(encoded=entry.encoded(split))
-    return Valid(encoded=entry.encoded(split), targets=entry.targets(split), task=entry.task)
+        return Likelihood(encoded=entry.encoded(split), split=split)
+    return Valid(encoded=entry.encoded(split), targets=entry.targets(split), task=entry.task, split=split)
 
 
 def _few_shot(meta: MAML, entry: Entry, split: str) -> FewShot | None:
@@ -92,7 +98,7 @@ def _few_shot(meta: MAML, entry: Entry, split: str) -> FewShot | None:
         tasks=meta.tasks,
         seed=meta.seed + 1,
     )
-    return FewShot(technique=meta, episodes=episodes, batches=max(1, TASKS // meta.tasks))
+    return FewShot(technique=meta, episodes=episodes, batches=max(1, TASKS // meta.tasks), split=split)
 
 
 class Watch(Hook):
@@ -102,6 +108,7 @@ class Watch(Hook):
     """
 
     def __init__(self, judge: Judge, options: ValidateSpec) -> None:
+        refuse_test(judge.split)
         self.judge, self.options = judge, options
         self.results: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}

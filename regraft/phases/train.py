@@ -9,37 +9,37 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors.torch import load_model as load_tensors
 from safetensors.torch import save_model as save_tensors
 from torch import nn
 
-from regraft.config.parse import dump_one
 from regraft.config.recipe import MAIN, RecipeSpec, StageSpec, read_recipe
 from regraft.core import Hook, explain, fit
 from regraft.core.checkpoint import Best, Checkpointer, find_newest
 from regraft.core.protocols import State
 from regraft.core.stopping import Stop
-from regraft.data.bad_policy import bad_sample_facts, with_left_out
+from regraft.data.bad_policy import with_left_out
 from regraft.data.dataset import LANGUAGE
 from regraft.data.encode import save_preprocessor
-from regraft.models.save import describe_model, save_model
+from regraft.models.delta import weights_hash
+from regraft.models.save import save_model
 from regraft.phases.adapt import rescale_output
 from regraft.phases.advice.lint import advise, sentences
 from regraft.phases.advice.situation import situation
 from regraft.phases.build import Assembled, assemble
 from regraft.phases.choose.features import model_outputs
 from regraft.phases.entries import Entry
-from regraft.phases.evaluate.collect import METRICS_FORMAT, Question, Scored, json_ready, metrics_document
-from regraft.phases.evaluate.likelihood import likelihood_metrics, text_bits
-from regraft.phases.forgetting import forgetting_of_training
-from regraft.phases.job import Job, weights_hash
+from regraft.phases.job import Job
 from regraft.phases.judges import Judge, Results, Watch, judge_for, measured
+from regraft.phases.loss_curve import flat_loss
+from regraft.phases.optimizer_state import state_sentences
+from regraft.phases.overfitting import overfitting
 from regraft.phases.progress import Reporter, Silent
 from regraft.phases.report.document import write_report
 from regraft.phases.resolve import resolved
 from regraft.phases.rundir import EVENTS, MANIFEST, METRICS, PHASES, RECIPE, EventLog, RunDirectory
-from regraft.phases.training import Endings, StepCounter, Valid, epochs_of, newest_score, weight_bytes
+from regraft.phases.train_metrics import document, label, language_document
+from regraft.phases.training import Endings, StepCounter, Valid, newest_score, weight_bytes
 from regraft.phases.working import working
 from regraft.transforms.temperature import Calibration
 
@@ -160,7 +160,9 @@ def start_phase(job: Job, made: Made) -> dict[str, Any]:
     done = job.run.done("start")
     if done is not None:
         return done
-    said = [*made.spec.reasons, *made.assembled.sentences, *sentences(advise(situation(made.assembled)))]
+    kept = state_sentences(made.assembled.recipe, made.spec.train.optimizer)
+    advice = sentences(advise(situation(made.assembled)))
+    said = [*made.spec.reasons, *made.assembled.sentences, *kept, *advice]
     with job.phase("start", "the model before training"):
         for sentence in said:
             job.reporter.say(sentence)
@@ -194,7 +196,7 @@ def train_phase(job: Job, made: Made) -> dict[str, Any]:
                 log=EventLog(events, candidate=label(job.spec)),
             )
         job.reporter.end()
-        for sentence in report.notes:
+        for sentence in (*report.notes, *_flat(made, events)):
             job.reporter.say(sentence)
         with job.run.making(f"{PHASES}/{FINAL}") as path:
             save_tensors(made.model, str(path))
@@ -242,11 +244,17 @@ def _notes(made: Made, endings: Endings, events: Path) -> dict[str, Any]:
     return {
         "stages": [{"name": stage.name, "planned_steps": stage.steps} for stage in made.assembled.recipe.stages],
         "stopped": endings.reasons,
-        "notes": notes,
+        "notes": [*notes, *_flat(made, events)],
         "last": last,
         "validations": {name: watch.results for name, watch in made.watches.items()},
         "compiled": explain(made.assembled.recipe).splitlines(),
     }
+
+
+def _flat(made: Made, events: Path) -> list[str]:
+    """Alarms of stages whose loss did not fall, or that overfit, where the loss is one on labels."""
+    lines = events.read_text(encoding="utf-8").splitlines()
+    return [*flat_loss(lines), *overfitting(lines)] if made.supervised() else []
 
 
 def evaluate_phase(job: Job, made: Made) -> dict[str, Any]:
@@ -266,10 +274,10 @@ def evaluate_phase(job: Job, made: Made) -> dict[str, Any]:
         outputs: list[str] = []
         if made.supervised():
             outputs = [*_save_outputs(job, made, "final"), METRICS]
-            job.run.write_json(METRICS, _document(job, made))
+            job.run.write_json(METRICS, document(job, made))
         elif made.assembled.task == LANGUAGE:
             outputs = [METRICS]
-            job.run.write_json(METRICS, _language_document(job, made))
+            job.run.write_json(METRICS, language_document(job, made))
     return job.run.finish("evaluate", {"start": start, "final": final}, files=outputs)
 
 
@@ -297,14 +305,6 @@ def save_phase(job: Job, made: Made) -> None:
     job.run.finish("save", {}, files=[MODEL])
 
 
-# ---- metrics.json
-
-
-def label(spec: RecipeSpec) -> str:
-    """The techniques of a recipe in one word."""
-    return "+".join(type(technique).__name__ for technique in spec.techniques) or "supervised"
-
-
 def _save_outputs(job: Job, made: Made, name: str) -> list[str]:
     """Outputs of the model on validation and test rows, kept so that later phases need no forward pass; returns the files."""
     files: list[str] = []
@@ -314,91 +314,3 @@ def _save_outputs(job: Job, made: Made, name: str) -> list[str]:
             files.append(f"{PHASES}/{name}_{split}.npy")
             job.run.save_array(files[-1], outputs.numpy())
     return files
-
-
-def _scored(job: Job, entry: Entry, split: str, outputs: np.ndarray) -> Scored:
-    """Outputs beside the targets, both in the target's own unit."""
-    if entry.task == "regression":
-        mean, deviation = entry.scale
-        several = np.ndim(mean) > 0
-        outputs = (outputs if several else outputs.reshape(len(outputs))).astype(np.float64) * deviation + mean
-    return Scored(
-        scores=Calibration(kind="identity", task=entry.task).probabilities(outputs),
-        targets=entry.materials.raw_targets(split),
-        rows=entry.materials.row_names(split),
-    )
-
-
-def _document(job: Job, made: Made) -> dict[str, Any]:
-    """metrics.json: the finished model, the probe it started from if it did, and the other entries with these classes."""
-    main, spec = made.assembled.main, job.spec
-    schema = main.materials.dataset.schema
-    question = Question(task=schema.task, classes=schema.classes, targets=schema.label, seed=spec.seed)
-    splits = [split for split in ("valid", "test") if main.has(split)]
-    saved = {
-        name: {s: _scored(job, main, s, np.load(job.run.path / PHASES / f"{name}_{s}.npy")) for s in splits}
-        for name in ("final", "start")
-    }
-    others: dict[str, Any] = {}
-    for name, entry in made.assembled.entries.items():
-        if name != MAIN and isinstance(made.judges().get(name), Valid):
-            outputs = model_outputs(made.model, entry.encoded("test"), precision="fp32").numpy()
-            others[name] = {"test": question.score(_scored(job, entry, "test", outputs))}
-    return metrics_document(
-        question,
-        final=saved["final"],
-        probe=saved["start"] if spec.probe is not None else {},
-        last_layer_probe={},
-        extra=_extra(job, made) | {"entries": others},
-    )
-
-
-def _language_document(job: Job, made: Made) -> dict[str, Any]:
-    """metrics.json of a language model: bits per token on the validation and test texts of each entry."""
-    main = made.assembled.main
-    final = {
-        split: likelihood_metrics(*text_bits(made.model, main.encoded(split)), seed=job.spec.seed)
-        for split in ("valid", "test")
-        if main.has(split)
-    }
-    document = {
-        "format": METRICS_FORMAT, "task": LANGUAGE, "classes": [], "primary": "bits_per_token", "final": final, "probe": {},
-        "last_layer_probe": {}, "detailed_split": list(final)[-1],
-    }  # fmt: skip
-    return json_ready(document | _extra(job, made))
-
-
-def _extra(job: Job, made: Made) -> dict[str, Any]:
-    """What is not computed from scores."""
-    notes, about = job.run.done("train") or {}, describe_model(made.model)
-    results = notes["validations"].get(job.spec.stages[-1].name) or [{}]
-    materials = made.assembled.main.materials
-    rows = {name: len(split) for name, split in materials.dataset.splits.items() if name != "unlabelled"}
-    used = {name: len(materials.rows(name)) for name in rows}
-    steps = sum(stage["planned_steps"] for stage in notes["stages"])
-    line = next(line for line in job.run.read_json("ledger.json") if line["phase"] == "train")
-    candidate = {
-        "name": label(job.spec),
-        "techniques": [dump_one(technique) for technique in job.spec.techniques],
-        "rule": "the recipe",
-        "valid": {key: results[-1].get(key) for key in ("score", "loss")},
-        "steps": steps,
-        "planned_steps": steps,
-        "epochs": epochs_of(steps, used["train"], job.spec.train.batch_size),
-        "seconds": line["seconds"],
-        "flops": None,
-        "rung": 0,
-        "status": "won",
-        "reason": "",
-    }
-    return {
-        "candidates": [candidate],
-        "winner": candidate["name"],
-        "reasons": [*(job.run.done("start") or {})["sentences"], *notes["notes"]],
-        "size": {key: about.get(key) for key in ("parameters", "trainable", "bytes")},
-        "data": rows
-        | {"used": used, "seen_share": used["train"] / max(1, rows["train"])}
-        | {"bad_samples": bad_sample_facts(materials.dataset)},
-        "forgetting": forgetting_of_training(job, made.assembled, made.model),
-        "test_uses": 1,
-    }

@@ -102,6 +102,7 @@ class Valid:
     targets: Tensor
     task: str
     precision: Precision = "fp32"
+    split: str = "valid"  # where the examples are from
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """`score` (higher is better, see `gram.score`) and mean `loss` of the whole model."""
@@ -124,6 +125,7 @@ class Validate(Hook):
     """
 
     def __init__(self, valid: Valid, *, at: Sequence[int], patience: int | None = None) -> None:
+        refuse_test(valid.split)
         self.valid, self.at, self.patience = valid, frozenset(at), patience
         self.results: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
@@ -169,6 +171,19 @@ class Validate(Hook):
     def load_state_dict(self, state: State) -> None:
         """Take back what `state_dict` gave."""
         self.results, self.best_at, self.best = list(state["results"]), state["best_at"], dict(state["best"])
+
+
+def refuse_test(split: str) -> None:
+    """Test rows choose nothing: not the best step, not when to stop, not between candidates.
+
+    Raises:
+        ConfigError: the split is the one for the final score.
+    """
+    if split == "test":
+        raise ConfigError(
+            "a model must be chosen on validation rows, got a judge on the test split, whose score would then flatter it; judge "
+            "on `valid`, and score the test rows once at the end"
+        )
 
 
 def better(one: dict[str, float], other: dict[str, float]) -> bool:

@@ -16,14 +16,16 @@ def best_of(results: list[tuple[float, float]], rows: int = 200) -> tuple[float,
     model = nn.Linear(1, 1, bias=False)
     waiting = iter(results)
     valid = SimpleNamespace(
-        targets=torch.zeros(rows), measure=lambda _: dict(zip(("score", "loss"), next(waiting), strict=True))
+        split="valid",
+        targets=torch.zeros(rows),
+        measure=lambda _: dict(zip(("score", "loss"), next(waiting), strict=True)),
     )
     hook = Validate(valid, at=range(1, len(results) + 1))  # type: ignore[arg-type]
     stage = SimpleNamespace(steps=len(results))
     for step in range(1, len(results) + 1):
         nn.init.constant_(model.weight, step)
         run = SimpleNamespace(
-            recipe=SimpleNamespace(model=model, stages=[stage]), index=0, clock=Clock(step, 9), log=None
+            recipe=SimpleNamespace(model=model, stages=[stage]), index=0, clock=Clock(step, 9), log=None, judged=print
         )
         hook.on_step(run, Loss(torch.tensor(0.0)))  # type: ignore[arg-type]
     restored = hook.restore(model)

@@ -24,6 +24,7 @@ class Likelihood:
     """Judges a language model by the texts of a split."""
 
     encoded: Encoded
+    split: str = "valid"
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """`score`: bits per token with a minus, so that higher is better; `loss`: nats per token."""
