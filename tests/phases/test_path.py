@@ -162,3 +162,15 @@ def test_every_gate_of_the_ledger_states_its_numbers(whole):
     for name, gate in gates.items():
         assert isinstance(gate["passed"], bool)
         assert any(character.isdigit() for character in gate["sentence"]), name
+
+
+@pytest.mark.inventory("freeze-probe-baseline", by="regraft adapt, regraft plan")
+def test_every_plan_has_a_probe_that_is_run_and_recorded_before_anything_is_unfrozen(whole, planned):
+    assert planned.probe is not None
+    first = planned.race.candidates[0]
+    assert (first.name, first.steps) == ("probe", 0)
+    phases = [line["phase"] for line in json.loads((whole / "ledger.json").read_text())]
+    assert phases.index("probe") < phases.index("race") < phases.index("adapt")
+    assert json.loads((whole / "phases" / "probe.json").read_text())["chosen"]["valid"]["score"] is not None
+    entries = json.loads((whole / "metrics.json").read_text())["candidates"]
+    assert "probe" in [entry["name"] for entry in entries]

@@ -8,10 +8,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from regraft.core.protocols import NamedParams, Update, UpdateBuilder
+from regraft.core.compile import nest
+from regraft.core.protocols import NamedParams, Update, UpdateBuilder, layers
 from regraft.core.stage import Recipe, Stage, each_stage
 from regraft.core.technique import Technique
+from regraft.models.layer_scores import layers_of
 from regraft.models.parts import Parts, chosen, may_train, parts_of
+from regraft.optim.build import DescentBuilder
 
 
 def depth_rates(parts: Parts, *, decay: float, head: float) -> dict[str, float]:
@@ -32,12 +35,17 @@ class ScaledRates:
 
     base: UpdateBuilder
     rates: Mapping[str, float]
+    groups: tuple[tuple[str, float], ...]  # (layer, learning rate), from the input to the head
 
     def __call__(self, params: NamedParams) -> Update:
         """The update of these parameters at the scaled rates; parameters of an objective keep theirs."""
         update = self.base(params)
         update.scale_rates({f"model.{name}": rate for name, rate in self.rates.items()})
         return update
+
+    def describe(self) -> str:
+        """What it wraps, and the learning rate of every layer."""
+        return f"ScaledRates({nest(self.base)}), " + ", ".join(f"{layer} {rate:.4g}" for layer, rate in self.groups)
 
 
 class Discriminative(Technique):
@@ -75,8 +83,16 @@ class Discriminative(Technique):
     def _scaled(self, stage: Stage[Any]) -> Stage[Any]:
         parts = parts_of(stage.model)
         rates = depth_rates(parts, decay=self.decay, head=self.head)
-        stage = replace(stage, update=ScaledRates(stage.update, rates))
+        stage = replace(stage, update=ScaledRates(stage.update, rates, _groups(stage, rates)))
         if self.embeddings == "trained":
             return stage
         above = may_train(stage) - set(parts.stem)
         return replace(stage, trains=chosen(stage, above, asked_by="Discriminative", what="blocks and head"))
+
+
+def _groups(stage: Stage[Any], rates: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    """Every layer and its learning rate before the schedule; the factor on it where the optimizer is not known yet."""
+    builders = (each for each in layers(stage.update) if isinstance(each, DescentBuilder))
+    optimizer = getattr(next(builders, None), "optimizer", None)
+    rate = float(getattr(optimizer, "lr", 1.0))
+    return tuple((layer.name, rate * rates[layer.parameters[0]]) for layer in layers_of(stage.model))

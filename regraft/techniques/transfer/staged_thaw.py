@@ -8,11 +8,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from regraft.core.protocols import NamedParams, Update, UpdateBuilder, UpdateWrapper
-from regraft.core.stage import Recipe, Stage
+from regraft.core.protocols import Hook, NamedParams, Update, UpdateBuilder, UpdateWrapper
+from regraft.core.run import Run
+from regraft.core.stage import Recipe, Stage, trainable
 from regraft.core.technique import Technique
 from regraft.core.values import Clock
 from regraft.errors import ConfigError
+from regraft.models.layer_scores import layers_of
 from regraft.models.parts import Parts, chosen, parts_of
 
 
@@ -68,6 +70,19 @@ class ContinuedSchedule:
         return _Continued(self.base(params), self.before, self.total)
 
 
+class TellThaw(Hook):
+    """Notes which layers a part trains, once, before its first step."""
+
+    def on_start(self, run: Run) -> None:
+        """List them, from the input to the head."""
+        if run.clock.step:
+            return
+        found = layers_of(run.stage.model)
+        trains = frozenset(trainable(run.stage.model))
+        names = [layer.name for layer in found if trains.intersection(layer.parameters)]
+        run.note(f"{run.stage.name} trains {len(names)} of {len(found)} layers: {', '.join(names)}")
+
+
 class StagedThaw(Technique):
     """Splits each stage into several: the head trains first, then the network thaws block by block from the top down.
 
@@ -96,7 +111,7 @@ class StagedThaw(Technique):
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"trains"})
-    wraps: ClassVar[frozenset[str]] = frozenset({"update"})
+    wraps: ClassVar[frozenset[str]] = frozenset({"update", "hooks"})
     splits: ClassVar[bool] = True
 
     groups_per_stage: int | Literal["even"] = "even"
@@ -142,5 +157,6 @@ class StagedThaw(Technique):
                 update = ContinuedSchedule(stage.update, sum(steps[:index]), stage.steps)
             trains = chosen(stage, names, asked_by="StagedThaw", what=what)
             name = f"{stage.name}-head" if index == 0 else f"{stage.name}-thaw{index}"
-            parts.append(replace(stage, name=name, steps=count, trains=trains, update=update))
+            hooks = (*stage.hooks, TellThaw())
+            parts.append(replace(stage, name=name, steps=count, trains=trains, update=update, hooks=hooks))
         return parts
