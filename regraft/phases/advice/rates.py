@@ -11,6 +11,7 @@ from regraft.phases.advice.situation import Finding, Situation
 
 ALL_OF_IT = 0.9  # share of the pretrained weights from which on a stage trains them all
 HIGH_FOR_ADAM = 5e-4  # a rate above it unlearns what was pretrained
+SMALL, HIGH_FOR_SMALL = 5_000_000, 2e-2  # parameters of a small network, and its bound (benchmarks/default_rates.py)
 LARGE_BATCH = 256
 USUAL_DECAY = (1e-4, 1e-2)
 
@@ -38,10 +39,11 @@ def one_rate(situation: Situation) -> Iterator[Finding]:
 def rate_of_scratch(situation: Situation) -> Iterator[Finding]:
     """RATE2: pretrained weights are trained at a rate for training from scratch."""
     optimizer = situation.optimizer
-    if not isinstance(optimizer, Adam | AdamW) or optimizer.lr <= HIGH_FOR_ADAM:
+    if not isinstance(optimizer, Adam | AdamW):
         return
     for stage in situation.stages:
-        if stage.pretrained_share >= ALL_OF_IT:
+        small = situation.modality == "image" and stage.pretrained is not None and stage.pretrained < SMALL
+        if stage.pretrained_share >= ALL_OF_IT and optimizer.lr > (HIGH_FOR_SMALL if small else HIGH_FOR_ADAM):
             yield Finding(
                 code="RATE2",
                 severity="warning",

@@ -38,6 +38,7 @@ class StageFacts:
     pretrained_share: (
         float  # trained parameters of the pretrained part, as a share of that part; 0 where nothing is pretrained
     )
+    pretrained: int | None = None  # parameters of that part; None where it is not known
     batch_norms: int  # batch normalisations whose running statistics the stage moves
 
 
@@ -99,6 +100,7 @@ def facts_of(stage: Stage[Any], pretrained: Sequence[nn.Parameter], *, steady: b
     )
     return StageFacts(
         name=stage.name,
+        pretrained=total,
         pretrained_share=sum(p.numel() for p in pretrained if id(p) in trained) / total if total else 0.0,
         batch_norms=0 if steady else moving,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from regraft.losses.supervised import objective_for
 from regraft.models.blocks import blocks, layer_groups
 from regraft.models.graft import Graft
 from regraft.models.standard import StandardHead
+from regraft.optim.optimizers import Optimizer
 from regraft.phases.advice.candidates import advice_on
 from regraft.phases.choose.decision import decisions
 from regraft.phases.choose.plan import Speed, make_race
@@ -42,12 +44,25 @@ def plan_phase(job: Job) -> RaceSpec:
             left = budget - job.elapsed - _time_to_finish(job, speed)
             race, reasons = make_race(facts, speed, seconds=left, only=job.spec.strategy)
             reasons = [*sentences, *reasons]
+        reasons += _rates(race, facts)
         reasons += [decision.sentence() for decision in decisions(facts, job.spec.constraint)]
         reasons += _advice(job, race)
         for sentence in reasons:
             job.reporter.say(sentence)
         job.use(job.spec.replaced(race=race, reasons=(*job.spec.reasons, *reasons)))
     return race
+
+
+def _rates(race: RaceSpec, facts: Facts) -> list[str]:
+    """Where the rates of the candidates come from."""
+    trained = [candidate for candidate in race.candidates if candidate.steps]
+    if not trained or facts.modality == "table":
+        return []
+    shown = ", ".join(f"{each.name} {cast(Optimizer, each.train.optimizer).lr:g}" for each in trained)
+    kind = (
+        f"{facts.modality}s" if facts.parameters is None else f"{facts.modality}s with {facts.parameters:,} parameters"
+    )
+    return [f"rates of AdamW for {kind}: {shown}, as measured by benchmarks/default_rates.py"]
 
 
 def _advice(job: Job, race: RaceSpec) -> list[str]:
@@ -85,6 +100,7 @@ def _facts(job: Job) -> Facts:
         num_blocks=max(1, min(len(blocks(job.base)), highest)),  # what is above the highest depth in use is cut off
         best_depth=best / max(1, top),
         gap=scores[best] - scores[top],
+        parameters=sum(p.numel() for p in job.base.parameters()) if isinstance(job.base, Graft) else None,
         mirror_safe=job.spec.train.flip,
         precision=job.precision,
     )

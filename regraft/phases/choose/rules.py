@@ -15,6 +15,13 @@ from regraft.errors import ConfigError, suggest
 
 STRATEGIES = ("probe", "last-k", "thaw", "norm", "lora", "adapter", "full")
 RELATIVE_COST = {"last-k": 0.55, "thaw": 0.7, "norm": 0.8, "lora": 0.85, "adapter": 0.85, "full": 1.0}  # of a full step
+SMALL = 5_000_000  # parameters of a backbone below which it takes the rates of a small network
+RATES = {  # of AdamW for fine-tuning all or the upper weights: by benchmarks/default_rates.py, see its results
+    "text": {"full": 2e-4, "last-k": 1e-4, "thaw": 1e-4},
+    "image": {"full": 3e-4, "last-k": 3e-4, "thaw": 3e-4},
+    "small image": {"full": 1e-2, "last-k": 3e-4, "thaw": 3e-4},
+}
+LIGHT_RATES = {"text": 5e-4, "image": 1e-3}  # of few weights, or of added ones: norm, lora, adapter
 FEW_ROWS = 1000
 FAR = 0.75  # of the height: where the probe is best below it, the backbone's domain is far from that of the data
 PARTLY_FROZEN, STORED_FROM = (
@@ -32,6 +39,7 @@ class Facts:
     num_blocks: int
     best_depth: float  # best single depth over the top depth, 1 means the last layer
     gap: float = 0.0  # what the probe scores there, less what it scores on the last layer
+    parameters: int | None = None  # of the backbone; None where it is not known
     mirror_safe: bool = False  # images may be mirrored without changing their label
     precision: Precision = "fp32"
 
@@ -105,8 +113,14 @@ def _techniques(strategy: str, facts: Facts) -> list[Any]:
     }[strategy]
 
 
+def rate_of(strategy: str, facts: Facts) -> float:
+    """The rate of AdamW that a strategy begins with, as measured on small sets of its kind."""
+    small = facts.parameters is not None and facts.parameters < SMALL and facts.modality == "image"
+    rates = RATES["small image" if small else facts.modality]
+    return rates.get(strategy, LIGHT_RATES[facts.modality])
+
+
 def _options(strategy: str, facts: Facts) -> TrainSpec:
-    light = strategy in ("norm", "lora", "adapter")
     if facts.modality == "table":
         return TrainSpec(
             batch_size=128 if facts.rows > 2000 else 32,
@@ -114,7 +128,7 @@ def _options(strategy: str, facts: Facts) -> TrainSpec:
             schedule=parse_one({"Cosine": {"warmup": 0.05}}, "schedule"),
             precision=facts.precision,
         )
-    rate = {"text": (1e-4, 5e-4), "image": (3e-4, 1e-3)}[facts.modality][light]
+    rate = rate_of(strategy, facts)
     return TrainSpec(
         batch_size=32 if facts.modality == "text" or facts.rows < 5000 else 64,
         optimizer=parse_one({"AdamW": {"lr": rate, "weight_decay": 0.01}}, "optimizer"),

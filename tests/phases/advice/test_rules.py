@@ -62,6 +62,16 @@ def test_a_rule_speaks_where_its_reason_holds(code, speaks, silent):
         assert (code in codes(seen(*(() if options else given), **options))) is expected, given
 
 
+def test_a_small_network_of_images_bears_a_higher_rate():
+    from dataclasses import replace
+
+    high = seen("train.optimizer.AdamW.lr=0.01", modality="image")
+    assert "RATE2" in codes(high)
+    (stage,) = high.stages
+    assert "RATE2" not in codes(replace(high, stages=(replace(stage, pretrained=213_000),)))
+    assert "RATE2" in codes(replace(high, modality="text", stages=(replace(stage, pretrained=213_000),)))
+
+
 def test_batch_norm_minds_the_slice_and_not_the_batch():
     assert "BATCH2" not in codes(seen(norms=4))
     assert "BATCH2" in codes(seen("train.micro=4", norms=4))

@@ -86,6 +86,7 @@ def test_a_plan_measures_both_and_says_the_rule_and_the_advice(minilm):
     assert "120 rows (few: the line is at 1,000)" in said[0]
     assert "the probe is best at" in said[0]
     assert "Risks: " in said[0]
+    assert any(reason.startswith("rates of AdamW for texts with 22,") for reason in plan.reasons)
     assert not [reason for reason in plan.reasons if ": warning: " in reason]  # our own candidates heed the rules
 
 

@@ -88,3 +88,15 @@ def test_a_rung_keeps_the_order_of_the_rules_within_its_noise():
 def test_a_rung_decides_what_it_can_tell_apart():
     ranked = standings(entrants(full=0.70, lora=0.80, norm=0.75), 900)
     assert [r.name for r in ranked] == ["lora", "norm", "full"]
+
+
+def test_full_fine_tuning_begins_at_the_rate_that_was_measured_for_its_kind():
+    def rate(strategy, modality, parameters):
+        facts = Facts(modality=modality, rows=900, num_blocks=6, best_depth=1.0, parameters=parameters)
+        return candidate(strategy, facts, steps=9, why="").train.optimizer.lr
+
+    assert rate("full", "text", 22_000_000) == 2e-4
+    assert rate("full", "image", 213_000) == 1e-2
+    assert rate("full", "image", 86_000_000) == rate("full", "image", None) == 3e-4
+    assert rate("last-k", "image", 213_000) == 3e-4
+    assert rate("lora", "text", 22_000_000) == 5e-4
