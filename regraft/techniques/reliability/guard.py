@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, cast
@@ -63,11 +64,11 @@ class Level:
 
 
 class Levelled(UpdateWrapper):
-    """The wrapped update, which is not applied where its loss is a spike. The loss is read from the device."""
+    """The wrapped update, not applied where its loss or its gradient's norm is a spike; both are read from the device."""
 
-    def __init__(self, base: Update, level: Level) -> None:
+    def __init__(self, base: Update, level: Level | None, gradient: Level | None) -> None:
         super().__init__(base)
-        self.level, self.value = level, torch.zeros(())
+        self.level, self.gradient, self.value = level, gradient, torch.zeros(())
 
     def gradients(self, loss_fn: LossFn, batch: Batch) -> Loss:
         """As the wrapped update does."""
@@ -79,22 +80,36 @@ class Levelled(UpdateWrapper):
         """Change the parameters.
 
         Raises:
-            Trouble: the loss is a spike; nothing has been changed.
+            Trouble: the loss or the norm of the gradient, before clipping, is a spike; nothing has been changed.
         """
-        value, mean = float(self.value), self.level.mean
-        if self.level.is_spike(value):
-            raise Trouble(f"the loss jumped to {value:.4g} from a running mean of {mean:.4g}")
-        self.base.apply(clock)
-        self.level.take(value)
+        norm = self._norm() if self.gradient is not None else 0.0
+        seen = [("the loss", self.level, float(self.value)), ("the norm of the gradient", self.gradient, norm)]
+        kept = [(what, level, value) for what, level, value in seen if level is not None and math.isfinite(value)]
+        for what, level, value in kept:
+            if level.is_spike(value):
+                raise Trouble(f"{what} jumped to {value:.4g} from a running mean of {level.mean:.4g}")
+        self.base.apply(clock)  # which knows what to do about numbers that are not finite
+        for _, level, value in kept:
+            level.take(value)
+
+    def _norm(self) -> float:
+        grads = [p.grad for p in self.params if p.grad is not None]
+        return float(nn.utils.get_total_norm(grads)) if grads else 0.0
 
     def state_dict(self) -> State:
-        """The wrapped update's state and the level of the loss."""
-        return {"base": self.base.state_dict(), "level": self.level.state_dict()}
+        """The wrapped update's state and the levels of the loss and of the gradient's norm."""
+        levels = {name: level.state_dict() for name, level in self._levels().items()}
+        return {"base": self.base.state_dict(), **levels}
 
     def load_state_dict(self, state: State) -> None:
         """Take back what `state_dict` gave."""
         self.base.load_state_dict(state["base"])
-        self.level.load_state_dict(state["level"])
+        for name, level in self._levels().items():
+            level.load_state_dict(state[name])
+
+    def _levels(self) -> dict[str, Level]:
+        found = {"level": self.level, "gradient": self.gradient}
+        return {name: level for name, level in found.items() if level is not None}
 
 
 @dataclass(frozen=True)
@@ -102,11 +117,13 @@ class Levelling:
     """Builds an update and wraps it as a `Levelled`."""
 
     base: UpdateBuilder
-    factor: float
+    loss: float | None  # factors
+    gradient: float | None
 
     def __call__(self, params: NamedParams) -> Update:
         """The update of these parameters."""
-        return Levelled(self.base(params), Level(self.factor))
+        level, gradient = (None if factor is None else Level(factor) for factor in (self.loss, self.gradient))
+        return Levelled(self.base(params), level, gradient)
 
 
 # ---- what was there before
@@ -331,6 +348,8 @@ class Guard(Technique):
         spike: a loss is one above this many times its running mean, if it also is far outside of what it strays by and above
             where the stage began; default none is. 3 is usual. Refused beside rollouts, whose loss has no level. It reads the
             loss from the device in every step, as "roll_back" reads whether the weights are finite.
+        gradient_spike: the same of the norm of the gradient before clipping, which tells that gradients explode, as in recurrent
+            and very deep networks, a step before the loss does. 10 is usual; clipping (`train.max_norm`) is the cure.
 
     Example:
         ```yaml
@@ -346,19 +365,20 @@ class Guard(Technique):
     most: int = Field(default=10, ge=1)
     every: int = Field(default=50, ge=1)
     spike: float | None = Field(default=None, gt=1)
+    gradient_spike: float | None = Field(default=None, gt=1)
 
     def apply(self, recipe: Recipe) -> Recipe:
         """Guard every stage's step."""
         return each_stage(recipe, self._guarded)
 
     def _guarded(self, stage: Stage[Any]) -> Stage[Any]:
-        if self.spike is not None:
-            if stage.source.state_dict():
-                raise Conflict(
-                    f"Guard.spike: the loss of stage {stage.name!r} is of rollouts drawn from the weights of their step, which "
-                    "has no level to jump from; leave spike out"
-                )
-            stage = replace(stage, update=Levelling(stage.update, self.spike))
+        if self.spike is not None and stage.source.state_dict():
+            raise Conflict(
+                f"Guard.spike: the loss of stage {stage.name!r} is of rollouts drawn from the weights of their step, which "
+                "has no level to jump from; leave spike out"
+            )
+        if self.spike is not None or self.gradient_spike is not None:
+            stage = replace(stage, update=Levelling(stage.update, self.spike, self.gradient_spike))
         if self.on_trouble == "stop":
             return stage
         guarding = Guarding(self)

@@ -65,7 +65,7 @@ def test_the_statistics_fit_the_averaged_weights_and_those_of_training_do_not():
             last.update({name: buffer.clone() for name, buffer in run.stage.model.named_buffers()})
 
     chosen = stage(batch_normed(), steps=60, data=data, update=sgd(0.5))
-    fit(compile(recipe(chosen), [WeightAverage(kind="swa", last=0.5, every=2)]), hooks=[Before()])
+    fit(compile(recipe(chosen), [WeightAverage(kind="swa", last=0.5, every=2, statistics=4)]), hooks=[Before()])
     with torch.no_grad():
         true = chosen.model[0](data["x"]).mean(0)
     new, old = ((mean - true).norm() for mean in (chosen.model[1].running_mean, last["1.running_mean"]))
