@@ -64,6 +64,11 @@ FAMILIES = {
         "names of those that do.",
         "train: {{loss: {name}}}",
     ),
+    "method": (
+        "Methods",
+        "How `regraft search` finds the next trial; see [search](commands/search.md). A recipe names one under `search:`.",
+        "search: {{method: {name}, space: {{train.optimizer.AdamW.lr: {{log: [0.0001, 0.01]}}}}}}",
+    ),
     "network": (
         "Networks",
         "Plain networks that are trained from scratch, for tables and for data that no pretrained model fits. A recipe "

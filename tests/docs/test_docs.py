@@ -189,7 +189,7 @@ def test_a_changed_reference_page_is_noticed(tmp_path):
     assert stale(tmp_path) == ["techniques/Gone.md", "techniques/LoRA.md"]
 
 
-@pytest.mark.parametrize("family", ["technique", "optimizer", "schedule", "network"])
+@pytest.mark.parametrize("family", ["technique", "optimizer", "schedule", "network", "method"])
 def test_every_name_of_the_catalogue_has_its_page_or_section(family):
     from docs.build_reference import pages
     from regraft.config.catalogue import CATALOGUE
