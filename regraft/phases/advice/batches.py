@@ -44,8 +44,24 @@ def batch_norm_on_few(situation: Situation) -> Iterator[Finding]:
                 reason=f"stage {stage.name!r} moves the statistics of {stage.batch_norms} batch normalisations on {rows} "
                 "examples at a time, which is too few to estimate them",
                 source="Wu and He, 2018, arXiv:1803.08494, figure 1",
-                fix=f"use batches, or slices of them, of {FEWEST_FOR_BATCH_NORM} or more, or `train.steady: true`",
+                fix=f"use batches, or slices of them, of {FEWEST_FOR_BATCH_NORM} or more, `train.steady: true`, or the technique "
+                "GroupNorm",
             )
 
 
-RULES = (unusual_batch, batch_norm_on_few)
+def batch_norm_over_time(situation: Situation) -> Iterator[Finding]:
+    """BATCH3: batch normalisation in a recurrent network, whose statistics differ from step to step of a sequence."""
+    for stage in situation.stages:
+        if stage.batch_norms and stage.recurrent:
+            yield Finding(
+                code="BATCH3",
+                severity="warning",
+                where="models.main",
+                reason=f"stage {stage.name!r} trains {stage.batch_norms} batch normalisations beside {stage.recurrent} recurrent "
+                "layers: statistics differ along a sequence, and sequences in use may be longer than any seen in training",
+                source="Ba et al., 2016, arXiv:1607.06450, section 3.1",
+                fix="use layer normalisation in the network, or the technique GroupNorm or WeightNorm",
+            )
+
+
+RULES = (unusual_batch, batch_norm_on_few, batch_norm_over_time)

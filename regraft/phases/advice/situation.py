@@ -40,6 +40,7 @@ class StageFacts:
     )
     pretrained: int | None = None  # parameters of that part; None where it is not known
     batch_norms: int  # batch normalisations whose running statistics the stage moves
+    recurrent: int = 0  # recurrent layers of its model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,7 @@ def facts_of(stage: Stage[Any], pretrained: Sequence[nn.Parameter], *, steady: b
         pretrained=total,
         pretrained_share=sum(p.numel() for p in pretrained if id(p) in trained) / total if total else 0.0,
         batch_norms=0 if steady else moving,
+        recurrent=sum(isinstance(module, (nn.RNNBase, nn.RNNCellBase)) for module in stage.model.modules()),
     )
 
 
