@@ -7,11 +7,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import mean_absolute_error, r2_score
 
 from regraft.config.recipe import recipe_from_tree
 from regraft.data.read import load as load_data
 from regraft.errors import ConfigError, Conflict, DataError
+from regraft.phases.choose.fit import Problem, fit_head, standardised
 from regraft.phases.opening import open_data
 from regraft.phases.predict import load
 from regraft.phases.progress import Silent
@@ -138,3 +140,21 @@ def test_the_main_job_refuses_several_numbers_and_one_number_is_no_several_tasks
         train_job(spec(wine, "PCGrad", label=["alcohol"]), tmp_path / "run")
     with pytest.raises(ConfigError, match="ListwiseRank orders examples by one number"):
         train_job(spec(wine, train={"loss": "ListwiseRank"}), tmp_path / "other")
+
+
+def test_a_probe_fits_each_number_as_if_it_were_alone(wine, tmp_path):
+    """The head it starts from is ridge regression, and the finished model is compared with it."""
+    from sklearn.linear_model import Ridge
+
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(50, 6, generator=draw), torch.randn(50, 3, generator=draw)
+    features = standardised([x])
+    head = fit_head(features, y, Problem(task="regression", num_outputs=3), l2=0.1)
+    theirs = Ridge(alpha=0.1 * 50).fit(features.x.double().numpy(), y.double().numpy())
+    np.testing.assert_allclose(head.weight.numpy(), theirs.coef_, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(head.bias.numpy(), theirs.intercept_, rtol=1e-4, atol=1e-6)
+    wide = {"main": {"network": {"WideDeep": {"width": 8, "depth": 1}}}}
+    run = train_job(
+        spec(wine, models=wide, probe={"folds": 2}, stages=[{"name": "train", "steps": 5}]), tmp_path / "run"
+    )
+    assert run.read_json("metrics.json")["versus_probe"]["metric"] == "r2"

@@ -112,7 +112,7 @@ def fit_head(
 
     Args:
         features: (N, F), from `standardised`.
-        targets: class ids (N,) int64, or 0/1 (N, C) for multi-label, or numbers (N,) for regression.
+        targets: class ids (N,) int64, or 0/1 (N, C) for multi-label, or numbers (N,) or (N, T) for regression.
         problem: task and width of the head.
         l2: strength of the penalty.
         start: a head fitted before on features standardised alike, to start from.
@@ -127,18 +127,18 @@ def fit_head(
 
 
 def _ridge(x: Tensor, y: Tensor, l2: float) -> tuple[Tensor, Tensor]:
-    """Closed form of mean squared error / 2 + l2/2 |w|^2, summed in float64."""
+    """Closed form of mean squared error / 2 + l2/2 |w|^2 for targets (N,) or (N, T), summed in float64."""
     width = x.shape[1]
-    gram, slope = torch.zeros(width, width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
-    centre, middle = x.mean(0, dtype=torch.float64), y.double().mean()
+    gram, slope = (torch.zeros(shape, dtype=torch.float64) for shape in ((width, width), (width, *y.shape[1:])))
+    centre, middle = x.mean(0, dtype=torch.float64), y.double().mean(0)
     for part, values in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
         rows = part.double() - centre
         gram.addmm_(rows.T, rows)
-        slope.addmv_(rows.T, values.double() - middle)
+        slope += rows.T @ (values.double() - middle)
     gram /= len(x)
     gram.diagonal().add_(l2)
     weight = torch.linalg.solve(gram, slope / len(x))
-    return weight[None].float(), (middle - weight @ centre)[None].float()
+    return weight.reshape(width, -1).T.float().contiguous(), (middle - centre @ weight).reshape(-1).float()
 
 
 def _logistic(
