@@ -78,11 +78,13 @@ def with_layer(kind: str) -> nn.Module:
     return nn.Sequential(nn.Sequential(below, relu), nn.Sequential(middle, Overflow(kind), second), head)
 
 
+@pytest.mark.inventory("nan-guard", by="regraft train")
 def test_the_innermost_layer_whose_output_is_not_finite_is_named():
     text = message(model=with_layer("forward"))
     assert "the loss became nan at step 4 (the output of layer '1.1' is the first that is not finite)" in text
 
 
+@pytest.mark.inventory("nan-guard", by="regraft train")
 def test_a_gradient_is_named_by_the_parameter_nearest_to_the_loss():
     text = message(model=with_layer("backward"))
     assert text.startswith(
@@ -94,6 +96,7 @@ def test_what_a_second_pass_does_not_show_is_said_to_be_no_function_of_the_batch
     assert "a second pass over the same batch was finite, so the device" in message(model=with_layer("once"))
 
 
+@pytest.mark.inventory("nan-guard", by="regraft train")
 def test_terms_of_the_loss_and_rows_of_the_batch_are_named():
     def two(model, batch, clock):
         penalty = batch["x"][:, 0].clamp(min=0).mean() if clock.step < 2 else batch["x"].new_tensor(float("inf"))
