@@ -64,6 +64,7 @@ CATALOGUE: dict[str, dict[str, str]] = {  # family -> class name -> module
         "Prefetch": "regraft.techniques.speed.prefetch",
         "PrefixTuning": "regraft.techniques.peft.prefix_tuning",
         "PromptTuning": "regraft.techniques.peft.prompt_tuning",
+        "QLoRA": "regraft.techniques.peft.qlora",
         "RandAugment": "regraft.techniques.augment.rand_augment",
         "SAM": "regraft.techniques.regularise.sam",
         "StagedThaw": "regraft.techniques.transfer.staged_thaw",

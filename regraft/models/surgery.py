@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from regraft.errors import ModelError, suggest
 
 
+def _nothing(module: nn.Module) -> dict[str, Tensor]:
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Surgery:
     """One kind of change to a module tree.
@@ -18,12 +22,14 @@ class Surgery:
     Attributes:
         describe: the description of what a module holds of this kind, with its `kind`, or None.
         rebuild: a plain module and a description -> the module with fresh insertions.
-        added: names of the parameters that were put in.
+        added: names of the parameters and buffers that were put in.
+        restored: what stands for tensors that were taken out, under their names in the plain module.
     """
 
     describe: Callable[[nn.Module], dict[str, Any] | None]
     rebuild: Callable[[nn.Module, Mapping[str, Any]], nn.Module]
     added: Callable[[nn.Module], frozenset[str]]
+    restored: Callable[[nn.Module], dict[str, Tensor]] = _nothing
 
 
 _KINDS: dict[str, Surgery] = {}
@@ -63,7 +69,8 @@ def added_names(module: nn.Module) -> frozenset[str]:
 def plain_state(module: nn.Module) -> dict[str, Tensor]:
     """The state dict without what was put in, under the names of the plain module."""
     added = added_names(module)
-    return {
+    restored = {name: value for surgery in kinds().values() for name, value in surgery.restored(module).items()}
+    return restored | {
         name.replace(".base_layer.", "."): value for name, value in module.state_dict().items() if name not in added
     }
 
@@ -76,7 +83,7 @@ def added_state(module: nn.Module) -> dict[str, Tensor]:
 
 def _own() -> dict[str, Surgery]:
     """The kinds regraft has itself; imported late, since peft is."""
-    from regraft.layers import bottleneck, extra, group_norm, low_rank, prefix, prompt
+    from regraft.layers import bottleneck, extra, group_norm, low_rank, prefix, prompt, quantised
 
     return {
         "extra": _surgery(extra.describe, extra.ExtraLayers, extra.extend, extra.extra_parameters),
@@ -89,6 +96,13 @@ def _own() -> dict[str, Surgery]:
         ),
         "prefix": _surgery(prefix.describe, prefix.Prefixes, prefix.insert, prefix.prefix_parameters),
         "prompt": _surgery(prompt.describe, prompt.Prompt, prompt.insert, prompt.prompt_parameters),
+        "qlora": _surgery(
+            quantised.describe,
+            quantised.QuantisedBase,
+            quantised.insert,
+            quantised.added_tensors,
+            restored=quantised.whole_weights,
+        ),
     }
 
 
@@ -97,6 +111,8 @@ def _surgery(
     description: Any,
     put_in: Callable[[nn.Module, Any], nn.Module],
     added: Callable[[nn.Module], frozenset[str]],
+    *,
+    restored: Callable[[nn.Module], dict[str, Tensor]] = _nothing,
 ) -> Surgery:
     """One kind whose description is a value with `to_json` and `from_json`."""
 
@@ -105,5 +121,8 @@ def _surgery(
         return None if found is None else found.to_json()
 
     return Surgery(
-        describe=as_json, rebuild=lambda module, given: put_in(module, description.from_json(given)), added=added
+        describe=as_json,
+        rebuild=lambda module, given: put_in(module, description.from_json(given)),
+        added=added,
+        restored=restored,
     )

@@ -27,6 +27,7 @@ from regraft.techniques.peft.adapter import Adapter
 from regraft.techniques.peft.lora import LoRA
 from regraft.techniques.peft.prefix_tuning import PrefixTuning
 from regraft.techniques.peft.prompt_tuning import PromptTuning, PTuning
+from regraft.techniques.peft.qlora import QLoRA
 from regraft.techniques.regularise.dropout import DropConnect, Dropout, DropPath, SpatialDropout
 from regraft.techniques.regularise.gsam import GSAM
 from regraft.techniques.regularise.information_bottleneck import InformationBottleneck
@@ -176,6 +177,7 @@ ROWS = [
     Case(Prefetch(batches=2), effect=False),
     Case(PrefixTuning(tokens=2), network=Reader),
     Case(PromptTuning(tokens=2), network=Reader),
+    Case(QLoRA(rank=2)),
     Case(RandAugment(), neutral=RandAugment(number=0), shows=ToyPictures),
     Case(SAM(rho=0.1), neutral=SAM(rho=0)),
     Case(SpectralNorm(modules="*")),
