@@ -155,3 +155,13 @@ def test_shares_that_are_none_are_refused_before_anything_is_trained(regraft, pi
         result = regraft("curve", pictures, "--out", tmp_path / "c", "--fractions", given)
         assert result.exit_code == 2
         assert "--fractions: must be" in result.stderr
+
+
+@pytest.mark.inventory("catastrophic-forgetting", by="regraft adapt")
+def test_the_report_of_a_network_without_a_source_says_that_there_is_nothing_to_forget(finished):
+    section = json.loads((finished / "metrics.json").read_text())["forgetting"]
+    assert section == {
+        "measured": False,
+        "why": "The network began with fresh weights, so there is no source domain that it could forget.",
+    }
+    assert "no source domain that it could forget" in (finished / "report.html").read_text()

@@ -110,3 +110,23 @@ def test_the_llama_of_the_shared_data_is_adapted_end_to_end(tmp_path, shared_dat
     manifest = json.loads((run.path / "manifest.json").read_text())
     assert (manifest["model"]["type"], manifest["model"]["licence"]) == ("llama", None)
     assert json.loads((run.path / "metrics.json").read_text())["forgetting"]["drift"]["top"] > 0
+
+
+@pytest.mark.inventory("backbone-gen", by="models.main.network: GenerativePair with technique GAN")
+def test_a_small_generator_of_pictures_is_trained_saved_and_draws_new_ones(tmp_path):
+    from regraft.models.save import load_model
+
+    recipe = {
+        "data": {"main": {"path": "digits", "limit": 200}},
+        "models": {"main": {"network": {"GenerativePair": {"latent": 8, "width": 32}}, "image_size": 8}},
+        "train": {"batch_size": 32, "optimizer": {"Adam": {"lr": 0.001, "betas": [0.5, 0.999]}}},
+        "stages": [{"name": "play", "steps": 5}],
+        "techniques": ["GAN"],
+    }
+    run = train_job(parse_recipe(json.dumps(recipe)), tmp_path / "run")
+    model, _ = load_model(run.path / "model")
+    with torch.no_grad():
+        drawn = model.generator(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)))
+    assert drawn.shape == (4, 3, 8, 8)
+    assert bool(drawn.isfinite().all())
+    assert not torch.equal(drawn[0], drawn[1])

@@ -110,3 +110,23 @@ def test_without_source_data_it_says_that_the_source_metric_cannot_be_measured_a
     assert "cannot be measured, for the recipe names no data of it" in section["why"]
     assert section["drift"]["measure"].startswith("1 - linear CKA")
     assert "cannot be measured" in sentence(section)
+
+
+@pytest.mark.slow
+@pytest.mark.inventory("catastrophic-forgetting", by="regraft adapt with data.source")
+def test_the_whole_path_measures_what_it_has_cost_the_source(tmp_path):
+    import json
+
+    from regraft.config.data import DataSpec
+    from regraft.config.recipe import ModelSpec
+    from regraft.models.networks import ConvNet
+    from regraft.phases.path import job_recipe, run_job
+
+    module = ConvNet(width=4).build((3, 16, 16), 5, seed=0)
+    spec = job_recipe(DataSpec(path="digits-5-9", limit=200), ModelSpec(image_size=16), budget="60s", strategy="full")
+    spec = spec.replaced(data=spec.data | {"source": DataSpec(path="digits-0-4")})
+    metrics = json.loads((run_job(spec, tmp_path / "run", module=module).path / "metrics.json").read_text())
+    if metrics["winner"] == "probe":
+        pytest.skip("the probe won, so nothing was trained that could forget")
+    assert 0 < metrics["forgetting"]["source"]["before"] <= 1
+    assert metrics["forgetting"]["drift"]["by_depth"]["0"] == pytest.approx(0, abs=0.2)
