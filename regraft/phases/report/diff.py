@@ -8,8 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel
+
 from regraft.config.plain_yaml import NotPlainYaml, plain_yaml
-from regraft.errors import RunError
+from regraft.config.recipe import recipe_from_tree
+from regraft.config.spec import Named
+from regraft.errors import ConfigError, RunError
 from regraft.phases.evaluate.metrics import LOWER_IS_BETTER
 from regraft.phases.report.read import RunFiles, read_run
 from regraft.phases.report.summary import headline_split, named, total_of
@@ -41,7 +45,9 @@ def diff_runs(a: Path, b: Path) -> list[Difference]:
     Donner 2008). It takes the runs as independent, which is too wide where both scored the same rows.
     """
     first, second = read_run(a), read_run(b)
-    return [*_notes(first, second), *_metrics(first, second), *_costs(first, second), *_recipes(first, second)]
+    changed = _recipes(first, second)
+    notes = [*_notes(first, second), *_several(changed)]
+    return [*notes, *_metrics(first, second), *_costs(first, second), *changed]
 
 
 def _notes(a: RunFiles, b: RunFiles) -> list[Difference]:
@@ -113,14 +119,54 @@ def _costs(a: RunFiles, b: RunFiles) -> list[Difference]:
 
 
 def _recipes(a: RunFiles, b: RunFiles) -> list[Difference]:
-    """Dotted fields of recipe.yaml whose values differ."""
-    flat = [dict(_fields(_recipe(run))) for run in (a, b)]
-    names = dict.fromkeys([*flat[0], *flat[1]])
+    """Dotted fields of recipe.yaml whose values differ, defaults included; sentences under `reasons:` follow from the others.
+
+    Where a part has another name, such as an optimizer, its own fields are not listed as well.
+    """
+    ours, theirs = (_values(run) for run in (a, b))
+    changed = [name for name in dict.fromkeys([*ours, *theirs]) if ours.get(name) != theirs.get(name)]
     return [
-        Difference(section="recipe", name=name, a=flat[0].get(name), b=flat[1].get(name))
-        for name in names
-        if flat[0].get(name) != flat[1].get(name)
+        Difference(section="recipe", name=name, a=ours.get(name), b=theirs.get(name))
+        for name in changed
+        if not name.startswith("reasons") and not any(name.startswith(f"{part}.") for part in changed)
     ]
+
+
+def _values(run: RunFiles) -> dict[str, Any]:
+    """Every field of the recipe by its dotted name; those that are written where this version cannot read it as a recipe."""
+    tree = _recipe(run)
+    try:
+        return dict(_fields(_plain(recipe_from_tree(tree))))
+    except (ConfigError, AttributeError, TypeError):
+        return dict(_fields(tree))
+
+
+class _Part(dict[str, Any]):
+    """The fields of a part that has a name."""
+
+    name = ""
+
+
+def _plain(value: Any) -> Any:
+    """Specs as mappings of all their fields; parts with a name as `_Part`."""
+    if isinstance(value, BaseModel):
+        fields = {name: _plain(getattr(value, name)) for name in type(value).model_fields}
+        if not isinstance(value, Named):
+            return fields
+        part = _Part({type(value).__name__: fields})
+        part.name = type(value).__name__
+        return part
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _several(changed: list[Difference]) -> list[Difference]:
+    """A warning where more than one key was changed at a time."""
+    if len(changed) < 2:
+        return []
+    which = f"warning: {len(changed)} keys of the recipes differ, so which of them made a difference is not known"
+    return [Difference(section="note", name=f"{which}; change one at a time", a=None, b=None)]
 
 
 def _recipe(run: RunFiles) -> Any:
@@ -133,6 +179,8 @@ def _recipe(run: RunFiles) -> Any:
 
 def _fields(value: Any, path: str = "") -> Any:
     """(dotted path, value) of every leaf of nested mappings and lists."""
+    if isinstance(value, _Part):
+        yield path, value.name
     if isinstance(value, Mapping) and value:
         for key, each in value.items():
             yield from _fields(each, f"{path}.{key}" if path else str(key))

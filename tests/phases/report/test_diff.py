@@ -54,6 +54,36 @@ def test_only_the_recipe_fields_that_differ_are_listed_by_their_dotted_names(tmp
     assert found == [("techniques[0].LoRA.rank", 8, 16), ("techniques[1]", "SAM", None)]
 
 
+@pytest.mark.inventory("one-change", by="regraft diff RUN RUN")
+def test_exactly_the_changed_keys_are_shown_and_more_than_one_is_warned_of(tmp_path):
+    from regraft.config.recipe import dump_recipe, parse_recipe
+    from regraft.phases.resolve import resolved
+
+    text = "data: {main: {path: wine}}\nmodels: {main: {network: MLP}}\nstages: [{name: a, steps: 2}]"
+    changes = {
+        "a": [], "one": ["train.batch_size=64"],
+        "other": ["train.optimizer=SGD"],
+        "scaled": ["train.batch_size=64", "train.scale_from.batch_size=32"],
+    }  # fmt: skip
+    one, runs = entry(0.8, 0.7, 0.9), {}
+    for name, overrides in changes.items():
+        recipe = dump_recipe(resolved(parse_recipe(text, overrides=overrides)))  # as a run writes it
+        runs[name] = make(tmp_path / name, accuracy=one, ece=one, recipe=recipe)
+
+    def compared(other):
+        lines = diff_runs(runs["a"], runs[other])
+        notes = [line.name for line in lines if line.section == "note"]
+        return notes, [(line.name, line.a, line.b) for line in lines if line.section == "recipe"]
+
+    assert compared("a") == ([], [])
+    assert compared("one") == ([], [("train.batch_size", 32, 64)])
+    notes, keys = compared("scaled")
+    assert keys == [("train.batch_size", 32, 64), ("train.optimizer.AdamW.lr", 0.001, 0.002)]
+    assert len(notes) == 1
+    assert notes[0].startswith("warning: 2 keys of the recipes differ")
+    assert compared("other") == ([], [("train.optimizer", "AdamW", "SGD")])
+
+
 def test_other_data_or_another_task_is_said_first(tmp_path):
     one = entry(0.8, 0.7, 0.9)
     a = make(tmp_path / "a", accuracy=one, ece=one, recipe="")
