@@ -16,6 +16,7 @@ from regraft.data.encoded import Encoded
 from regraft.models.save import describe_model, save_model
 from regraft.phases.adapt import final_model
 from regraft.phases.calibrate import calibrate
+from regraft.phases.choose.ceiling import against_full
 from regraft.phases.choose.features import Features, all_features, model_outputs
 from regraft.phases.choose.probe import FittedReads
 from regraft.phases.choose.probe_phase import load_heads
@@ -211,7 +212,7 @@ def _extra(job: Job, model: nn.Module, times: Latency, split: str) -> dict[str, 
         "compared": probe["compared"],
         "candidates": [_with_primary(entry, PRIMARY[job.materials.task]) for entry in adapt["entries"]],
         "winner": adapt["winner"],
-        "reasons": [*job.spec.reasons, *probe["sentences"], *adapt["sentences"]],
+        "reasons": [*job.spec.reasons, *probe["sentences"], *adapt["sentences"], *against_full(adapt["entries"])],
         "calibration": calibration["section"],
         "latency": times.to_json() | {"device": "cpu", "threads": torch.get_num_threads()},
         "slow_examples": times.slowest([_plain(name) for name in names[at]]),
