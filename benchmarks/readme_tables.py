@@ -7,6 +7,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. Figur
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
@@ -344,14 +345,26 @@ def mixed_precision() -> str:
 
 
 def techniques() -> str:
-    """Every technique of the catalogue with the first sentence of its docstring."""
-    from regraft.config.catalogue import CATALOGUE, find
+    """Every technique of the catalogue and the other parts of a recipe, a line an area."""
+    from regraft.config.catalogue import CATALOGUE
 
-    rows = []
-    for name in sorted(CATALOGUE["technique"]):
-        first = (inspect.getdoc(find("technique", name)) or "").partition("\n\n")[0]
-        rows.append([f"[{name}](docs/techniques/{name}.md)", " ".join(first.split())])
-    return table(["name", "what it does"], rows, numbers_from=2)
+    areas: dict[str, list[str]] = {}
+    for name, module in sorted(CATALOGUE["technique"].items()):
+        package = inspect.getdoc(importlib.import_module(module.rpartition(".")[0])) or ""
+        areas.setdefault(package.partition(":")[0], []).append(f"[{name}](docs/techniques/{name}.md)")
+    rows = [[area, ", ".join(names)] for area, names in areas.items()]
+    pages = {
+        "loss": "losses",
+        "optimizer": "optimizers",
+        "schedule": "schedules",
+        "network": "networks",
+        "method": "methods",
+    }
+    rows += [
+        [f"[{page.capitalize()}](docs/{page}.md)", ", ".join(sorted(CATALOGUE[family]))]
+        for family, page in pages.items()
+    ]
+    return table(["area", "names in a recipe"], rows, numbers_from=2)
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -1,1 +1,1 @@
-"""Techniques that change how examples look and leave their labels as they are."""
+"""Augmentation: examples look new each time they are drawn, and keep their labels."""

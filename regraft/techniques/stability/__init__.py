@@ -1,1 +1,1 @@
-"""Techniques that keep numbers in range: normalisation, initialisation, constraints on weights."""
+"""Stability: numbers that stay in range, by normalisation, initialisation and constraints on weights."""
