@@ -70,7 +70,7 @@ def text_of(path: Path) -> str:
 
 
 def test_every_import_of_the_package_is_declared():
-    declared = {import_name(requirement) for requirement in requirements("demo", "cluster")}
+    declared = {import_name(requirement) for requirement in requirements("demo")}
     of_tests = {"pytest"}  # regraft.testing, which says so
     outside = imported("regraft") - set(sys.stdlib_module_names) - {"regraft", "regraft_recipes"} - of_tests
     assert outside <= declared, f"imported but not declared: {sorted(outside - declared)}"

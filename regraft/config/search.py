@@ -51,7 +51,7 @@ class SearchSpec(Spec):
     trials: int | None = Field(default=None, ge=1)  # default: as many as the method needs, else 32
     seed: int = 0
     metric: str = "score"  # of the validation rows: score (higher is better), or loss (lower is better)
-    fidelity: FidelitySpec | None = None  # for Hyperband and ASHA; default steps: 1/27
+    fidelity: FidelitySpec | None = None  # for Hyperband and ASHA; default steps: 1/9
     window: int | None = Field(
         default=None, ge=1
     )  # results are told in the order of trials, and trial n knows those up to n - window; ASHA's default: as they arrive

@@ -33,7 +33,7 @@ class RayWorkers:
 
     def __init__(self, address: str, count: int, target: str) -> None:
         try:
-            import ray
+            ray: Any = import_module("ray")
         except ImportError:
             raise ConfigError("--ray: needs the package ray; run: pip install 'regraft[cluster]'") from None
         self.ray, self.count, self.target = ray, count, target

@@ -42,7 +42,7 @@ from regraft.search.trial import Workplace, plain_tree, run_leg
 from regraft.search.workers import Here, Processes, Workers
 
 TARGET = "regraft.search.trial:run_leg"
-LEAST = 1 / 27  # of the steps, for a method that halves and a recipe that names no fidelity
+LEAST = 1 / 9  # of the steps, for a method that halves and a recipe that names no fidelity
 BEST, RESULT, TABLE, LINEAGE, PAGE = "best.yaml", "search.json", "trials.csv", "lineage.csv", "search.html"
 
 
