@@ -47,7 +47,9 @@ from regraft.core.protocols import Encoded
 from regraft.core.seeding import generator
 from regraft.core.stage import SLOTS
 from regraft.data.sources import Examples
+from regraft.data.toys import Rows
 from regraft.data.toys import ToyPictures as ToyPictures
+from regraft.data.toys import ToySounds as ToySounds
 from regraft.data.toys import ToyTexts as ToyTexts
 from regraft.errors import Conflict
 from regraft.losses.supervised import cross_entropy
@@ -58,28 +60,7 @@ from regraft.optim.optimizers import SGD, Adam, Optimizer
 # ---- toy data and models
 
 
-class Rows:
-    """Encoded examples that are rows of one tensor, under the key `x`."""
-
-    inputs = ("x",)
-
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """All of one length."""
-        return np.ones(len(self.x), dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def collate(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """The rows asked for."""
-        return {"x": self.x[torch.from_numpy(rows)]}
-
-
-Shows = Callable[[Tensor], Encoded]  # rows (N, 8) as encoded examples: Rows, ToyPictures, ToyTexts
+Shows = Callable[[Tensor], Encoded]  # rows (N, 8) as encoded examples: Rows, ToyPictures, ToyTexts, ToySounds
 
 
 def blobs(

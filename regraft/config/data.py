@@ -33,12 +33,13 @@ class DataSpec(Spec):
     path: str  # file, folder, hub id, or an embedded sample: stdlib-docstrings, digits, digits-0-4, digits-5-9, wine, diabetes
     text: Names = ()  # one column, or two for pairs
     image: str | None = None
+    audio: str | None = None  # a column of paths of WAV files; trained with `regraft train` and a network
     label: Names = ()  # one column, or several 0/1 columns for multi-label
     features: Names = ()  # table: the columns used; default all that are not label, group, time or ignored
     group: str | None = None
     time: str | None = None
     task: Literal["auto", "binary", "multiclass", "multilabel", "regression", "language-model"] = "auto"
-    modality: Literal["auto", "text", "image", "table"] = "auto"
+    modality: Literal["auto", "text", "image", "audio", "table"] = "auto"
     encoding: str = "auto"
     delimiter: str = "auto"
     quoting: Literal["auto", "minimal", "none"] = "auto"

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-Modality = Literal["text", "image", "table"]
+Modality = Literal["text", "image", "audio", "table"]
 Task = Literal["binary", "multiclass", "multilabel", "regression", "language-model"]
 LANGUAGE: Task = "language-model"  # texts without labels: each is its own target, token by token
 SPLITS = ("train", "valid", "test", "unlabelled")
@@ -26,7 +26,7 @@ class Schema:
     """What the columns mean, and why they were read that way."""
 
     modality: Modality
-    inputs: tuple[str, ...]  # text: one or two columns; image: one; table: one or more
+    inputs: tuple[str, ...]  # text: one or two columns; image, audio: one; table: one or more
     label: tuple[
         str, ...
     ]  # one column, or several: 0/1 for multi-label, numbers for regression; () when there is no label
@@ -158,8 +158,8 @@ class Dataset:
     def raw(self, split: str, rows: np.ndarray) -> dict[str, list[object]]:
         """Input columns of some rows as Python values by column name: what `Preprocessor.encode` takes.
 
-        `rows` (M,) are indices into the split, 0 to len - 1. Text: str, "" where missing; image: the bytes of the image
-        file; table: int, float or str, None where missing. Call it in chunks: everything asked for is in memory.
+        `rows` (M,) are indices into the split, 0 to len - 1. Text: str, "" where missing; image and audio: the bytes
+        of the file; table: int, float or str, None where missing. Call it in chunks: everything asked for is in memory.
         """
         from regraft.data.raw import raw_columns
 

@@ -54,7 +54,7 @@ def detect(
     _check_names(spec, profiles)
     given_label = _label_given(spec, profiles)
     modality = _modality(spec, profiles, given_label, notes)
-    image = _image_column(spec, profiles, notes) if modality == "image" else None
+    image = _image_column(spec, profiles, notes) if modality == "image" else spec.audio
     reserved = {name for name in (image, spec.group, spec.time, *spec.features) if name}
     texts = _text_columns(spec, profiles, reserved | set(given_label), notes) if modality == "text" else ()
     language = spec.task == LANGUAGE
@@ -70,7 +70,7 @@ def detect(
         numeric = tuple(name for name in inputs if profiles[name].kind in ("int", "float", "bool"))
     else:
         inputs = texts if modality == "text" else (image or "",)
-        why = f"not {'text' if modality == 'text' else 'the image'}; used only by the audit"
+        why = f"not {'text' if modality == 'text' else f'the {modality}'}; used only by the audit"
         others = [name for name in profiles if name not in {*inputs, *label, spec.group, spec.time}]
         notes.ignored.update({name: notes.ignored.get(name, why) for name in others})
     return Schema(
@@ -106,7 +106,8 @@ def _check_names(spec: DataSpec, profiles: Mapping[str, Profile]) -> None:
     """Refuse names of columns that are not there, and one column for two things."""
     uses: dict[str, str] = {}
     options = {"text": spec.text, "label": spec.label, "features": spec.features}
-    options |= {"image": (spec.image,) if spec.image else (), "group": (spec.group,) if spec.group else ()}
+    options |= {"image": (spec.image,) if spec.image else (), "audio": (spec.audio,) if spec.audio else ()}
+    options |= {"group": (spec.group,) if spec.group else ()}
     options |= {"time": (spec.time,) if spec.time else ()}
     for option, names in options.items():
         for name in names:
@@ -118,10 +119,11 @@ def _check_names(spec: DataSpec, profiles: Mapping[str, Profile]) -> None:
             uses[name] = option
     if len(spec.text) > 2:
         raise DataError(f"--text: one column, or two for pairs, got {len(spec.text)}; leave out {spec.text[2]!r}")
-    kinds = [kind for kind, names in (("text", spec.text), ("image", spec.image), ("features", spec.features)) if names]
+    inputs = (("text", spec.text), ("image", spec.image), ("audio", spec.audio), ("features", spec.features))
+    kinds = [kind for kind, names in inputs if names]
     if len(kinds) > 1:
         raise DataError(
-            f"--{kinds[0]} and --{kinds[1]} are both given; a data set is text, images or a table, so give one of them"
+            f"--{kinds[0]} and --{kinds[1]} are both given; a data set is text, images, sounds or a table, so give one of them"
         )
 
 
@@ -149,16 +151,21 @@ def _is_text(one: Profile) -> bool:
 
 
 def _modality(spec: DataSpec, profiles: Mapping[str, Profile], label: tuple[str, ...], notes: _Notes) -> Modality:
-    implied = "text" if spec.text else "image" if spec.image else "table" if spec.features else None
+    given: tuple[tuple[Modality, object], ...] = (
+        ("text", spec.text), ("image", spec.image), ("audio", spec.audio), ("table", spec.features),
+    )  # fmt: skip
+    implied: Modality | None = next((modality for modality, names in given if names), None)
     if spec.modality != "auto":
         if implied and implied != spec.modality:
-            option = {"text": "text", "image": "image", "table": "features"}[implied]
+            option = "features" if implied == "table" else implied
             raise DataError(
                 f"--modality {spec.modality} contradicts --{option}, which makes it {implied}; leave out one of them"
             )
+        if spec.modality == "audio" and implied is None:
+            raise DataError("modality audio: name the column that holds the paths of WAV files, such as `audio: file`")
         return spec.modality
     if implied:
-        return "text" if implied == "text" else "image" if implied == "image" else "table"
+        return implied
     images = [one.name for one in profiles.values() if one.kind == "image" or one.image_path]
     if images:
         notes.reasons.append(

@@ -16,13 +16,15 @@ import numpy as np
 from regraft.data.dataset import Dataset
 from regraft.data.encoded import Encoded
 from regraft.data.images import ImagePreprocessor
+from regraft.data.sounds import SoundPreprocessor
 from regraft.data.tables import TablePreprocessor
 from regraft.data.text import EncodedText, TextColumns, TextPreprocessor
 from regraft.errors import DataError, RunError, suggest
 
-AnyPreprocessor = TextPreprocessor | ImagePreprocessor | TablePreprocessor
-CHUNK = {"text": 10_000, "image": 256, "table": 50_000}  # rows held as Python values at once
+AnyPreprocessor = TextPreprocessor | ImagePreprocessor | TablePreprocessor | SoundPreprocessor
+CHUNK = {"text": 10_000, "image": 256, "audio": 256, "table": 50_000}  # rows held as Python values at once
 FIT_ROWS = 200_000  # rows a table preprocessor is fitted on at most: medians and quartiles need no more
+FIT_SOUNDS = 200  # sounds that settings are fitted on at most
 FILE = "preprocessing.json"
 
 
@@ -212,6 +214,8 @@ def preprocessor_for(dataset: Dataset, model_folder: str | Path | None) -> AnyPr
     schema = dataset.schema
     if schema.modality == "table":
         return fit_table(dataset)
+    if schema.modality == "audio":
+        return fit_sounds(dataset)
     if model_folder is None:
         raise DataError(f"{schema.modality} data needs a model folder, which says how its inputs are prepared")
     if schema.modality == "text":
@@ -235,6 +239,14 @@ def fit_table(dataset: Dataset, *, rows: np.ndarray | None = None) -> TablePrepr
     return TablePreprocessor.fit(dataset.raw("train", rows), numeric=numeric, categorical=categorical)
 
 
+def fit_sounds(dataset: Dataset) -> SoundPreprocessor:
+    """The preprocessor of sounds, fitted on at most 200 training rows, evenly spaced."""
+    total = len(dataset.splits["train"])
+    rows = np.unique(np.linspace(0, total - 1, min(total, FIT_SOUNDS)).astype(np.int64))
+    (column,) = dataset.schema.inputs
+    return SoundPreprocessor.fit(dataset.raw("train", rows)[column], column, names=row_names(dataset, "train", rows))
+
+
 def preprocessor_from_json(folder: str | Path, data: Mapping[str, Any]) -> AnyPreprocessor:
     """The preprocessor again from its JSON; `folder` holds the tokenizer's files if it is one for text.
 
@@ -248,9 +260,11 @@ def preprocessor_from_json(folder: str | Path, data: Mapping[str, Any]) -> AnyPr
             return ImagePreprocessor.from_json(data)
         case "table":
             return TablePreprocessor.from_json(data)
+        case "audio":
+            return SoundPreprocessor.from_json(data)
         case kind:
             raise RunError(
-                f"{folder}: no preprocessor is of kind {kind!r}{suggest(str(kind), ('text', 'image', 'table'))}"
+                f"{folder}: no preprocessor is of kind {kind!r}{suggest(str(kind), ('text', 'image', 'audio', 'table'))}"
             )
 
 

@@ -30,11 +30,13 @@ def folders_of(path: Path, file: str) -> tuple[Path, ...]:
     return (base, (base / file).parent)
 
 
-def cell_bytes(value: Any, folders: tuple[Path, ...]) -> bytes:
-    """Bytes of an image cell: bytes, `{"bytes", "path"}` as on the Hugging Face hub, or a path in one of `folders`.
+def cell_bytes(value: Any, folders: tuple[Path, ...], *, what: str = "image", most: int = MAX_BYTES) -> bytes:
+    """Bytes of a cell that holds an image or a sound.
+
+    A cell is bytes, `{"bytes", "path"}` as on the Hugging Face hub, or a path in one of `folders`.
 
     Raises:
-        DataError: no such file, one that is too large for an image, or one outside of the archive the data came in.
+        DataError: no such file, one of more than `most` bytes, or one outside of the archive the data came in.
     """
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -46,15 +48,15 @@ def cell_bytes(value: Any, folders: tuple[Path, ...]) -> bytes:
     try:
         file = next((folder / name for folder in folders if (folder / name).is_file()), None)
         if file is None:
-            raise DataError(f"the image {folders[0] / name} is not there; put it back or take its row out")
+            raise DataError(f"the {what} {folders[0] / name} is not there; put it back or take its row out")
         root = extracted_root(folders[0])
         if root is not None and not file.resolve().is_relative_to(root):
-            raise DataError(f"the image {name} lies outside of the archive; an archive may only name files of its own")
-        if file.stat().st_size > MAX_BYTES:
-            raise DataError(f"the image {file} has more than {MAX_BYTES:,} bytes; make it smaller or leave it out")
+            raise DataError(f"the {what} {name} lies outside of the archive; an archive may only name files of its own")
+        if file.stat().st_size > most:
+            raise DataError(f"the {what} {file} has more than {most:,} bytes; make it smaller or leave it out")
         return file.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DataError(
-            f"the image {name[:200]!r} cannot be read ({reason}); put it back or take its row out"
+            f"the {what} {name[:200]!r} cannot be read ({reason}); put it back or take its row out"
         ) from error

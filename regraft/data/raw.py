@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from regraft.data.images_on_disk import cell_bytes, image_folders
 from regraft.data.stored import MARKERS
+from regraft.data.wav import MAX_BYTES
 
 if TYPE_CHECKING:
     from regraft.data.dataset import Dataset
@@ -27,6 +28,9 @@ def raw_columns(dataset: Dataset, split: str, rows: np.ndarray) -> dict[str, lis
         elif schema.modality == "image":
             folders = image_folders(dataset, part)
             columns[name] = [cell_bytes(value, folders) for value in values]
+        elif schema.modality == "audio":
+            folders = image_folders(dataset, part)
+            columns[name] = [cell_bytes(value, folders, what="sound", most=MAX_BYTES) for value in values]
         else:
             columns[name] = table_values(values, is_bool=pa.types.is_boolean(part.table.column(name).type))
     return columns

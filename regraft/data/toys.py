@@ -11,6 +11,27 @@ from torch import Tensor
 from regraft.data.text import TextColumns
 
 
+class Rows:
+    """Encoded examples that are rows of one tensor, under the key `x`."""
+
+    inputs = ("x",)
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """All of one length."""
+        return np.ones(len(self.x), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def collate(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """The rows asked for."""
+        return {"x": self.x[torch.from_numpy(rows)]}
+
+
 class ToyPictures:
     """Rows (N, 8) as grey pictures of 2 x 4 pixels with 256 levels, under the key `x`."""
 
@@ -57,6 +78,32 @@ class ToyTexts:
         """The same of the texts after a change; the first 8 words count."""
         texts = change({"text": [self.texts[row] for row in rows]})["text"]
         return {"x": torch.tensor([([_number(word) for word in text.split()] + [0.0] * 8)[:8] for text in texts])}
+
+
+class ToySounds:
+    """Rows (N, 8) as sounds of eight steps, which are read again as the key `x`: the mean of each eighth."""
+
+    inputs = ("x",)
+
+    def __init__(self, x: Tensor) -> None:
+        self.steps = x
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """All of one length."""
+        return np.ones(len(self.steps), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def collate(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """The heights of the steps of the sounds asked for (M, 8)."""
+        return self.collate_waves(rows, lambda waves: waves)
+
+    def collate_waves(self, rows: np.ndarray, change: Callable[[list[Tensor]], list[Tensor]], /) -> dict[str, Tensor]:
+        """The same of the sounds after a change."""
+        waves = change([one.repeat_interleave(128) for one in self.steps[torch.from_numpy(rows)]])
+        return {"x": torch.stack([torch.nn.functional.adaptive_avg_pool1d(one[None], 8)[0] for one in waves])}
 
 
 def _number(word: str) -> float:

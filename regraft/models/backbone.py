@@ -15,7 +15,7 @@ from regraft.models.causal import is_causal
 from regraft.models.pooling import Kind, kind_of
 from regraft.models.trace import Trace, holds, produced_by, restructured, tensors_in, trace
 
-Modality = Literal["text", "image", "table"]
+Modality = Literal["text", "image", "audio", "table"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from regraft.data.dataset import LANGUAGE, Dataset
 from regraft.data.encode import AnyPreprocessor
 from regraft.data.images import ImagePreprocessor
 from regraft.data.read import load, load_as
+from regraft.data.sounds import SoundPreprocessor
 from regraft.data.sources import Examples
 from regraft.data.store import Keeping
 from regraft.data.text import TextPreprocessor
@@ -177,7 +178,9 @@ def load_entries(
 def _loose(name: str, data: DataSpec, main: Dataset, sentences: list[str]) -> Dataset:
     """An entry that no stage trains on; its labels may be missing."""
     filled = data
-    if main.schema.modality != "image":
+    if main.schema.modality == "audio":
+        filled = data.replaced(label=data.label or main.schema.label, audio=data.audio or main.schema.inputs[0])
+    elif main.schema.modality != "image":
         given = {"label": data.label or main.schema.label}
         given |= (
             {"text": data.text or main.schema.inputs}
@@ -208,8 +211,8 @@ def _fitting(preprocessor: AnyPreprocessor, name: str, dataset: Dataset, main: D
         raise ConfigError(
             f"data.{name}: must be of the modality of data.main, {ours.modality}, for one model reads both; got {theirs.modality}"
         )
-    if theirs.modality == "image":
-        return replace(cast(ImagePreprocessor, preprocessor), column=theirs.inputs[0])
+    if theirs.modality in ("image", "audio"):
+        return replace(cast(ImagePreprocessor | SoundPreprocessor, preprocessor), column=theirs.inputs[0])
     if theirs.modality == "text" and len(theirs.inputs) == len(ours.inputs):
         return replace(cast(TextPreprocessor, preprocessor), columns=theirs.inputs)
     missing = sorted(set(ours.inputs) - set(theirs.inputs))

@@ -15,7 +15,7 @@ from regraft.config.data import DataSpec
 from regraft.config.recipe import ModelSpec
 from regraft.data.cache import cache_folder
 from regraft.data.dataset import LANGUAGE, Dataset
-from regraft.data.encode import AnyPreprocessor, encode_split, fit_table
+from regraft.data.encode import AnyPreprocessor, encode_split, fit_sounds, fit_table
 from regraft.data.encoded import Encoded
 from regraft.data.images import ImagePreprocessor
 from regraft.data.text import TextPreprocessor
@@ -151,6 +151,12 @@ def _preprocessor(dataset: Dataset, model: ModelSpec, module: nn.Module | None) 
                 f"{model.name!r} is a pretrained model, but the data is a table; leave --model out to train a network"
             )
         return fit_table(dataset)
+    if schema.modality == "audio":
+        if model.name is not None:
+            raise ModelError(
+                f"{model.name!r} is a pretrained model, but sounds are heard by a network; give `network: ConvNet`"
+            )
+        return fit_sounds(dataset)
     if model.name is not None:
         folder = find_model(model.name)
         if schema.modality == "text":

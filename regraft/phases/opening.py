@@ -31,6 +31,10 @@ def open_data(spec: RecipeSpec, reporter: Reporter, *, module: nn.Module | None 
     require_strategy(spec.strategy)
     dataset = load(spec.main_data())
     tell_about(dataset, reporter)
+    if dataset.schema.modality == "audio":
+        raise ConfigError(
+            "audio: the main job has no pretrained model for sounds; train a recipe that has `stages:` with `regraft train`"
+        )
     if dataset.schema.task == LANGUAGE:
         raise ConfigError(
             f"--task {LANGUAGE}: the main job puts labels on texts; train a recipe that has `stages:` with `regraft train`"

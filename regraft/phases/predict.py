@@ -14,11 +14,13 @@ import numpy as np
 from torch import nn
 
 from regraft.config.data import DataSpec
+from regraft.data import safe_image, wav
 from regraft.data.dataset import LANGUAGE, Dataset, Schema
 from regraft.data.encode import AnyPreprocessor, load_preprocessor, row_names
 from regraft.data.images import ImagePreprocessor
 from regraft.data.raw import table_values
 from regraft.data.read import load_as
+from regraft.data.sounds import SoundPreprocessor
 from regraft.data.text import TextPreprocessor
 from regraft.errors import DataError, RunError, suggest
 from regraft.models.delta import Base
@@ -27,7 +29,7 @@ from regraft.models.save import load_model
 from regraft.phases.choose.features import model_outputs
 from regraft.transforms.temperature import Calibration
 
-CHUNK = {"text": 4096, "image": 256, "table": 32_768}  # rows predicted at once
+CHUNK = {"text": 4096, "image": 256, "audio": 256, "table": 32_768}  # rows predicted at once
 MODEL, CALIBRATION = "model", "calibration.json"
 
 
@@ -266,6 +268,8 @@ def _schema(info: Mapping[str, Any], preprocessor: AnyPreprocessor) -> Schema:
         modality, inputs = "text", tuple(preprocessor.columns)
     elif isinstance(preprocessor, ImagePreprocessor):
         modality, inputs = "image", (preprocessor.column,)
+    elif isinstance(preprocessor, SoundPreprocessor):
+        modality, inputs = "audio", (preprocessor.column,)
     else:
         numeric = tuple(part.column for part in preprocessor.numeric)
         fitted = (*numeric, *(part.column for part in preprocessor.categorical))
@@ -341,7 +345,8 @@ def _from_rows(data: Any, schema: Schema) -> dict[str, list[object]]:
 
 
 def _kind(schema: Schema) -> str:
-    return {"text": "texts", "image": "image paths or bytes", "table": "rows as mappings"}[schema.modality]
+    kinds = {"text": "texts", "image": "image paths or bytes", "audio": "paths or bytes of WAV files"}
+    return kinds.get(schema.modality, "rows as mappings")
 
 
 def _need(schema: Schema, names: Sequence[str]) -> None:
@@ -363,7 +368,9 @@ def _cleaned(values: list[object], schema: Schema) -> list[object]:
     plain = [value.item() if isinstance(value, np.generic) else value for value in values]
     plain = [None if type(value).__name__ in ("NAType", "NaTType") else value for value in plain]
     if schema.modality == "image":
-        return [_image_bytes(value) for value in plain]
+        return [_file_bytes(value, "image", safe_image.MAX_BYTES) for value in plain]
+    if schema.modality == "audio":
+        return [_file_bytes(value, "sound", wav.MAX_BYTES) for value in plain]
     if schema.modality == "table":
         return table_values([int(value) if isinstance(value, bool) else value for value in plain], is_bool=False)
     wrong = next((value for value in plain if not isinstance(value, str | int | float | None)), None)
@@ -372,14 +379,17 @@ def _cleaned(values: list[object], schema: Schema) -> list[object]:
     return plain
 
 
-def _image_bytes(value: object) -> object:
+def _file_bytes(value: object, what: str, most: int) -> object:
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes | bytearray):
         return bytes(value)
     if isinstance(value, str | Path):
         try:
-            return Path(value).expanduser().read_bytes()
+            file = Path(value).expanduser()
+            if file.stat().st_size > most:
+                raise DataError(f"{value}: the {what} has more than {most:,} bytes; make it smaller or leave it out")
+            return file.read_bytes()
         except OSError as error:
-            raise DataError(f"{value}: the image cannot be read ({error.strerror})") from None
-    raise DataError(f"data: this model takes images as paths or bytes, got {type(value).__name__}")
+            raise DataError(f"{value}: the {what} cannot be read ({error.strerror})") from None
+    raise DataError(f"data: this model takes {what}s as paths or bytes, got {type(value).__name__}")

@@ -12,6 +12,7 @@ from regraft.techniques.alignment.grpo import GRPO
 from regraft.techniques.augment.back_translation import BackTranslation
 from regraft.techniques.augment.image import ColorJitter, ImageGeometry
 from regraft.techniques.augment.rand_augment import RandAugment
+from regraft.techniques.augment.sound import SpecAugment, TimeStretch
 from regraft.techniques.augment.text import SynonymReplacement, TextEdit
 from regraft.techniques.continual.ewc import EWC
 from regraft.techniques.control.adam_to_sgd import AdamToSGD
@@ -52,7 +53,7 @@ from regraft.techniques.transfer.fisher_norms import FisherNorms
 from regraft.techniques.transfer.last_k import LastK
 from regraft.techniques.transfer.staged_thaw import StagedThaw
 from regraft.techniques.transfer.train_only import AttentionOnly, BitFit, FFNOnly, NormOnly, TrainOnly
-from regraft.testing import Case, EachClass, Players, ToyPictures, ToyTexts, blobs, network
+from regraft.testing import Case, EachClass, Players, ToyPictures, ToySounds, ToyTexts, blobs, network
 
 
 def half_frozen(dropout: float) -> nn.Module:
@@ -180,11 +181,13 @@ ROWS = [
     Case(QLoRA(rank=2)),
     Case(RandAugment(), neutral=RandAugment(number=0), shows=ToyPictures),
     Case(SAM(rho=0.1), neutral=SAM(rho=0)),
+    Case(SpecAugment(time_width=0.6), neutral=SpecAugment(frequency_masks=0, time_masks=0), shows=ToyPictures),
     Case(SpectralNorm(modules="*")),
     Case(StagedThaw()),
     Case(StopWhen(gradient_norm=1e-6, step_norm=1e-6), neutral=StopWhen(gradient_norm=0), effect=False),
     Case(SynonymReplacement(share=0.3, table=DOUBLED), neutral=SynonymReplacement(share=0), shows=ToyTexts),
     Case(TextEdit(), neutral=TextEdit(delete=0, swap=0), shows=ToyTexts),
+    Case(TimeStretch(), neutral=TimeStretch(most=0), shows=ToySounds),
     Case(TrainOnly(kind="norm", parameters="*3.bias")),
     Case(UncertaintyWeighting(), objective=EachClass()),
     Case(WeightNorm()),

@@ -75,7 +75,9 @@ def use(run: RunFiles) -> dict[str, Any]:
     modality = (
         (run.manifest.get("data") or {}).get("modality") if isinstance(run.manifest.get("data"), Mapping) else None
     )
-    example = {"image": '["photo.jpg"]', "table": '[{"column": 1.0}]'}.get(str(modality), '["a text to classify"]')
+    example = {"image": '["photo.jpg"]', "audio": '["clip.wav"]', "table": '[{"column": 1.0}]'}.get(
+        str(modality), '["a text to classify"]'
+    )
     where = str(run.path)
     python = (
         f"import regraft as rg\n\nrun = rg.load({where!r})\nfor answer in run.predict({example}):\n    print(answer)"
