@@ -155,3 +155,22 @@ def test_houlsby_is_refused_where_there_is_no_attention():
 def test_lora_says_when_targets_and_blocks_exclude_each_other():
     with pytest.raises(ConfigError, match="no layer of `targets` is in the blocks"):
         compile(toy.recipe(tiny.stage("bert")), [LoRA(targets="layer.0.*.query", blocks=1)])
+
+
+@pytest.mark.inventory("adapter-placement-risk", by="regraft search (search.space: techniques.0.LoRA.blocks)")
+@pytest.mark.parametrize("technique", ["LoRA", "Adapter", "PrefixTuning", "QLoRA"])
+def test_a_search_can_range_over_where_they_go(technique):
+    from regraft.search.space import Space
+
+    options = ["all", 1, [1, 3]]
+    tree = {
+        "data": {"main": {"path": "data.csv"}},
+        "models": {"main": {"name": "minilm"}},
+        "stages": [{"name": "adapt", "steps": 5}],
+        "techniques": [{technique: {}}],
+    }
+    space = Space({"techniques.0." + technique + ".blocks": {"choice": options}})
+    drawn = list(space.grid(3))
+    assert len(drawn) == 3
+    found = [space.recipe(tree, each).techniques[0].blocks for each in drawn]
+    assert found == ["all", 1, (1, 3)]
