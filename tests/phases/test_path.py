@@ -78,6 +78,7 @@ def test_every_phase_leaves_its_files(whole):
     assert phases == ["audit", "probe", "race", "adapt", "calibrate", "evaluate", "report"]
 
 
+@pytest.mark.inventory("final-test", by="regraft adapt DATA")
 def test_the_result_is_not_below_the_probe_on_validation(whole):
     metrics = json.loads((whole / "metrics.json").read_text())
     scores = {c["name"]: c["valid"]["score"] for c in metrics["candidates"]}
