@@ -21,8 +21,10 @@ from regraft.techniques.continual.ewc import EWC
 from regraft.techniques.distil.distillation import Distillation
 from regraft.techniques.domain.dann import DANN
 from regraft.techniques.meta.maml import MAML
+from regraft.techniques.regularise.dropout import DropConnect, Dropout, DropPath, SpatialDropout
 from regraft.techniques.regularise.sam import SAM
 from regraft.techniques.regularise.weight_average import WeightAverage
+from regraft.techniques.stability.weight_norm import SpectralNorm, WeightNorm
 from regraft.testing import differing, model_state
 
 LONGEST = 12
@@ -89,11 +91,17 @@ def built(technique, **options) -> Recipe:
 TECHNIQUES = {
     "DANN": DANN(target="target", width=8),
     "Distillation": Distillation(teacher="teacher"),
+    "DropConnect": DropConnect(rate=0.2),
+    "DropPath": DropPath(rate=0.3),
+    "Dropout": Dropout(rate=0.3),
     "EWC": EWC(weight=10.0, samples=12),
     "GRPO": GRPO(group_size=4, kl_weight=0.1),
     "MAML": MAML(ways=3, shots=1, queries=2, tasks=2),
     "MAML of first order": MAML(ways=3, shots=1, queries=2, tasks=2, first_order=True),
     "SAM": SAM(),
+    "SpatialDropout": SpatialDropout(rate=0.2),
+    "SpectralNorm": SpectralNorm(modules="*.layer.*"),
+    "WeightNorm": WeightNorm(modules="*.layer.*"),
     "WeightAverage": WeightAverage(),
 }
 
