@@ -199,6 +199,9 @@ def test_spoken_digits_are_trained_on_with_both_and_new_files_are_predicted(shar
     found = predictor.predict([file for file, _ in files])
     right = sum(one.label == word for one, (_, word) in zip(found, files, strict=True))
     assert right > 0.6 * len(files), "more than twice the share of guessing"
+    rows = [one for part in predictor.predict_file(data / "test.csv") for one in part]
+    assert len(rows) == 8
+    assert {one.label for one in rows} <= {"zero", "one", "two", "three"}
     with pytest.raises(DataError, match="the sound cannot be read"):
         predictor.predict(["nowhere.wav"])
 
