@@ -26,6 +26,7 @@ from regraft.models.save import save_model
 from regraft.phases.adapt import rescale_output
 from regraft.phases.advice.lint import advise, sentences
 from regraft.phases.advice.situation import situation
+from regraft.phases.audit.guard import leaks
 from regraft.phases.build import Assembled, assemble
 from regraft.phases.choose.features import model_outputs
 from regraft.phases.entries import Entry
@@ -162,7 +163,7 @@ def start_phase(job: Job, made: Made) -> dict[str, Any]:
         return done
     kept = state_sentences(made.assembled.recipe, made.spec.train.optimizer)
     advice = sentences(advise(situation(made.assembled)))
-    said = [*made.spec.reasons, *made.assembled.sentences, *kept, *advice]
+    said = [*made.spec.reasons, *made.assembled.sentences, *leaks(made.assembled.main.materials.dataset), *kept, *advice]
     with job.phase("start", "the model before training"):
         for sentence in said:
             job.reporter.say(sentence)
