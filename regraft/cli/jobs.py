@@ -138,6 +138,12 @@ def train(
     out: Out,
     overrides: Set = None,
     on_bad_sample: OnBad = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K", help="Cross-validate: K trainings into K folders; the cost is said first. Default one holdout."
+        ),
+    ] = None,
     common: Common = Common(),  # noqa: B008
 ) -> None:
     """Train by a recipe: any technique of the catalogue."""
@@ -150,6 +156,18 @@ def train(
         from regraft.phases.opening import with_bad_sample_policy
 
         spec = with_bad_sample_policy(spec, on_bad_sample)
+    if folds is not None:
+        from regraft.phases.folds import train_folds
+
+        with screen(common.quiet or common.json) as reporter:
+            found = train_folds(spec, out, folds=folds, reporter=reporter)
+        if common.json:
+            show_json(found)
+            return
+        show_lines(
+            [found["cost"], f"score: {found['mean']:.4f} ± {found['deviation']:.4f} over {folds} folds", f"Runs: {out}"]
+        )
+        return
     with screen(common.quiet or common.json) as reporter, resumable(out):
         train_job(spec, out, reporter=reporter)
     show_end(out, common)

@@ -45,6 +45,8 @@ class DataSpec(Spec):
     quoting: Literal["auto", "minimal", "none"] = "auto"
     valid: float = Field(default=0.1, gt=0, lt=0.5)  # share of train cut off for validation where none is given
     test: float = Field(default=0.2, gt=0, lt=0.5)  # share cut off for the final test where none is given
+    folds: int | None = Field(default=None, ge=2)  # validation rows are one of so many folds of the training rows
+    fold: int = Field(default=0, ge=0)  # which one, from 0
     limit: int | None = Field(default=None, ge=1)  # at most this many training rows are used, a seeded sample
     limit_valid: int | None = Field(default=None, ge=1)  # likewise of the validation rows
     limit_test: int | None = Field(default=None, ge=1)  # likewise of the test rows

@@ -16,7 +16,7 @@ from regraft.config.data import DataSpec
 from regraft.data.cache import cache_folder, file_sha256, key_of, written_whole
 from regraft.data.dataset import LANGUAGE, SPLITS, Schema, Split
 from regraft.data.labels import encode_targets
-from regraft.data.splits import cut, cut_late, limited, strata_of, units_of_group, units_of_inputs
+from regraft.data.splits import cut, cut_late, fold_numbers, limited, strata_of, units_of_group, units_of_inputs
 from regraft.data.stored import scan
 from regraft.errors import DataError
 
@@ -32,6 +32,7 @@ def divide(
     """(splits in the order of SPLITS, a sentence for each that was cut), without the rows at the `dropped` positions."""
     train = parts["train"]
     wanted = [name for name in ("test", "valid") if name not in parts]  # test first: it is to be like the whole
+    _check_folds(spec, schema, given="valid" in parts)
     labels = _strata(train.table, schema)
     left = _kept(train, dropped.get("train"))
     chosen: dict[str, np.ndarray] = {}
@@ -41,7 +42,12 @@ def divide(
         units = None if schema.time else _units(train, schema, path)
         for name in wanted:
             share = spec.test if name == "test" else spec.valid
-            if times is not None:
+            if name == "valid" and spec.folds is not None:
+                mask = (
+                    fold_numbers(labels[left], units if units is None else units[left], spec.folds, spec.seed)
+                    == spec.fold
+                )
+            elif times is not None:
                 mask = cut_late(times[left], share=share)
             else:
                 mask = cut(labels[left], None if units is None else units[left], share=share, seed=spec.seed)
@@ -69,6 +75,20 @@ def divide(
             rows = part.rows if kept is None else part.rows[kept]
             splits[name] = Split(name=name, file=part.name, table=part.table, rows=rows, positions=kept)
     return splits, reasons
+
+
+def _check_folds(spec: DataSpec, schema: Schema, *, given: bool) -> None:
+    if spec.folds is None:
+        return
+    if spec.fold >= spec.folds:
+        raise DataError(f"{spec.path}: fold must be below folds, {spec.folds}, got {spec.fold}")
+    if given or schema.time:
+        why = (
+            "has a validation split of its own"
+            if given
+            else f"is split by the time {schema.time!r}, and folds know the future"
+        )
+        raise DataError(f"{spec.path}: {why}, so it cannot be validated on folds; leave them out")
 
 
 def _kept(part: Part, dropped: np.ndarray | None) -> np.ndarray:

@@ -31,6 +31,23 @@ def cut(labels: np.ndarray, units: np.ndarray | None, *, share: float, seed: int
     return _taken(labels[first], sizes, share=share, seed=seed)[inverse]
 
 
+def fold_numbers(labels: np.ndarray, units: np.ndarray | None, folds: int, seed: int) -> np.ndarray:
+    """(N,) int64 fold of each row, 0 .. folds - 1: whole units, each class spread evenly; -1 for rows of stratum -1.
+
+    `labels` and `units` as in `cut`.
+    """
+    first, inverse = np.arange(len(labels)), np.arange(len(labels))
+    if units is not None:
+        _, first, inverse = np.unique(units, return_index=True, return_inverse=True)
+    strata = labels[first]
+    order = np.random.default_rng(seed).permutation(len(strata))
+    order = order[np.argsort(strata[order], kind="stable")]
+    order = order[strata[order] >= 0]
+    number = np.full(len(strata), -1, np.int64)
+    number[order] = np.arange(len(order)) % folds
+    return number[inverse]
+
+
 def _taken(strata: np.ndarray, sizes: np.ndarray | None, *, share: float, seed: int) -> np.ndarray:
     """(U,) bool over units of the given `strata` and `sizes` (None: all 1), in one random order, class by class."""
     order = np.random.default_rng(seed).permutation(len(strata))
