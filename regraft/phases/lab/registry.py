@@ -21,6 +21,7 @@ DEMONSTRATIONS: Mapping[str, str] = {  # name -> module in this folder, in the o
     "per-parameter": "per_parameter",
     "trajectories": "trajectories",
     "weight-decay": "weight_decay",
+    "dtypes": "dtypes",
 }
 
 

@@ -129,6 +129,15 @@ def test_single_gradients_are_unbiased_and_a_constant_rate_does_not_settle():
     assert found["uphill"] > 0
 
 
+def test_formats_overflow_underflow_and_lose_small_steps():
+    found = numbers("dtypes")
+    assert found["large"]["fp16"] == "inf"
+    assert found["small"]["fp16"] == 0.0 < found["small"]["bf16"]
+    assert found["scaled"] == pytest.approx(1e-8, rel=0.01)
+    assert found["sums"]["bf16"] == 1.0
+    assert found["sums"]["fp32"] == pytest.approx(3.0, rel=1e-3)
+
+
 def test_optimizers_come_down_on_beales_and_rosenbrocks_functions():
     ends = numbers("trajectories")["ends"]
     assert ends["Beale"]["Adam"] < 1e-4
