@@ -35,6 +35,10 @@ TECHNIQUES = {
 }
 
 
+ALSO = ("pfeiffer", "p-tuning", "qlora-8", "norm")  # like others in what they leave in a folder
+SLOW = {True: (pytest.mark.slow,), False: ()}
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A tiny BERT of random weights with a tokenizer of words, as save_pretrained leaves them."""
@@ -99,7 +103,7 @@ def scores(predictor) -> list:
 
 
 @pytest.mark.inventory("adapter-generic", "delta-only", by="regraft export RUN --delta OUT")
-@pytest.mark.parametrize("name", TECHNIQUES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW[name in ALSO]) for name in TECHNIQUES])
 def test_a_delta_on_its_base_is_the_run_bit_for_bit(runs, base, tmp_path, name):
     run = runs(name)
     made = export_delta(run, tmp_path / "delta")
@@ -119,6 +123,26 @@ def test_a_delta_on_its_base_is_the_run_bit_for_bit(runs, base, tmp_path, name):
     assert plain == (name in ("lora", "last", "norm", "full")), (
         "code in the README that would leave out what was put in"
     )
+
+
+@pytest.mark.inventory("delta-only", by="regraft export RUN --delta OUT; regraft predict OUT FILE")
+def test_the_commands_write_a_delta_with_its_megabytes_and_predict_from_it(runs, tmp_path):
+    from typer.testing import CliRunner
+
+    from regraft.cli.app import app
+
+    out = tmp_path / "delta"
+    said = CliRunner().invoke(app, ["export", str(runs("lora")), "--delta", str(out)])
+    assert said.exit_code == 0, said.stderr
+    size = sum(file.stat().st_size for file in out.iterdir())
+    assert f"{size / 1e6:,.2f} MB" in said.stdout
+    assert "its base" in said.stdout
+    file = tmp_path / "new.txt"
+    file.write_text("\n".join(TEXTS) + "\n")
+    answers = [CliRunner().invoke(app, ["predict", str(folder), str(file)]) for folder in (out, runs("lora"))]
+    assert answers[0].exit_code == 0, answers[0].stderr
+    assert answers[0].stdout == answers[1].stdout
+    assert len(answers[0].stdout.splitlines()) == 1 + len(TEXTS)
 
 
 def test_only_what_changed_is_in_it(runs, tmp_path):
