@@ -136,7 +136,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--strategies", nargs="+", default=["full", "lora", "adapter", "last-k", "scratch"])
     arguments = parser.parse_args()
-    store = Store(RESULTS / "default_rates.json", settings={"cases": {n: c.__dict__ for n, c in CASES.items()}})
+    store = Store(
+        RESULTS / "default_rates.json", settings={"steps": {name: case.steps for name, case in CASES.items()}}
+    )
     for key in rounds(dict.fromkeys(arguments.only, arguments.seeds), store):
         seed = len(store.runs.get(key, []))
         store.add(key, {"seed": seed, "lines": trained(key, seed, arguments.strategies)})
