@@ -54,6 +54,11 @@ data: {main: {path: DATA/elec2, label: [class], task: binary, limit: 2000, limit
 models: {main: {network: {MLP: {}}}}
 stages: [{name: adapt, steps: 162}]
 """,
+    "mnist_5k": """
+data: {main: {path: DATA/mnist_5k, limit: 1000, limit_valid: 400, limit_test: 1000}}
+models: {main: {network: {MLP: {}}, image_size: 14}}
+stages: [{name: adapt, steps: 162}]
+""",
     "fashion_mnist_900": """
 data: {main: {path: DATA/fashion_mnist_900, valid: 0.3}}
 models: {main: {network: {MLP: {}}, image_size: 14}}
