@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors.torch import load_model as load_tensors
 from safetensors.torch import save_model as save_tensors
@@ -23,7 +23,9 @@ from regraft.data.dataset import LANGUAGE
 from regraft.data.encode import save_preprocessor
 from regraft.models.delta import weights_hash
 from regraft.models.save import save_model
+from regraft.optim.optimizers import Optimizer
 from regraft.phases.adapt import rescale_output
+from regraft.phases.advice.decay import decaying
 from regraft.phases.advice.lint import advise, sentences
 from regraft.phases.advice.situation import situation
 from regraft.phases.audit.guard import leaks
@@ -162,6 +164,7 @@ def start_phase(job: Job, made: Made) -> dict[str, Any]:
     if done is not None:
         return done
     kept = state_sentences(made.assembled.recipe, made.spec.train.optimizer)
+    kept += decaying(made.assembled.recipe, cast(Optimizer, made.spec.train.optimizer))
     advice = sentences(advise(situation(made.assembled)))
     said = [*made.spec.reasons, *made.assembled.sentences, *leaks(made.assembled.main.materials.dataset), *kept, *advice]
     with job.phase("start", "the model before training"):
