@@ -195,7 +195,9 @@ def keep(target: Path, task: str, seeds: list[dict[str, Any]]) -> None:
         "loss_gain": {"mean": statistics.mean(gains), "interval": interval(gains)},
         "test_gain": {"mean": statistics.mean(tests), "interval": interval(tests)},
         "reached": sum(share is not None for share in shares),
-        "median_share": statistics.median(share if share is not None else float(1 << 20) for share in shares),
+        "median_share": median
+        if (median := statistics.median(s if s is not None else 9.0 for s in shares)) < 9
+        else None,
         "seeds": sorted(seeds, key=lambda one: one["seed"]),
     }
     target.write_text(json.dumps(found, indent=1) + "\n")
