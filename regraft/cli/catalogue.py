@@ -121,7 +121,8 @@ def lr(
 
     if not 0 < low < high:
         raise ConfigError(f"--low and --high: must be rates with 0 < low < high, got {low:g} and {high:g}")
-    found = range_test(read_recipe(recipe, overrides or []), low=low, high=high, steps=steps)
+    spec = read_recipe(recipe, overrides or [])
+    found = range_test(spec, low=low, high=high, steps=steps)
     if common.json:
         show_json(asdict(found))
         return
@@ -130,4 +131,5 @@ def lr(
         ["loss, smoothed, as the rate rises", *curve([min(each, 1.2 * most) for each in found.smooth], unit="steps")]
     )
     show_lines([f"rates from {found.rates[0]:.2g} to {found.rates[-1]:.2g}; the loss is least at {found.lowest:.2g}"])
-    show_lines(["", f"Suggested: {found.suggestion:g} (--set train.optimizer.lr={found.suggestion:g})"])
+    field = f"train.optimizer.{type(spec.train.optimizer).__name__}.lr"
+    show_lines(["", f"Suggested: {found.suggestion:g} (--set {field}={found.suggestion:g})"])

@@ -28,8 +28,9 @@ def parse_one(node: object, family: str, where: str = "") -> Named:
     if isinstance(node, str):
         node = {node: {}}
     if not isinstance(node, dict) or len(cast(dict[str, Any], node)) != 1:
+        article = "an" if family[0] in "aeiou" else "a"
         raise ConfigError(
-            f"{at}write a {family} as `Name` or `Name: {{field: value}}`, got {shown(cast(object, node))}"
+            f"{at}write {article} {family} as `Name` or `Name: {{field: value}}`, got {shown(cast(object, node))}"
         )
     ((name, options),) = cast(dict[str, Any], node).items()
     if not isinstance(options, dict | None):

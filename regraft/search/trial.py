@@ -39,6 +39,7 @@ from regraft.phases.build import Assembled, Ground, assemble, lay_ground
 from regraft.phases.entries import Entry
 from regraft.phases.evaluate.latency import latency
 from regraft.phases.judges import Judge, Watch, judge_for
+from regraft.phases.resolve import resolved
 from regraft.phases.rundir import EVENTS, RECIPE, EventLog
 from regraft.phases.training import Trainer, Valid, weight_bytes
 from regraft.phases.working import locked
@@ -144,7 +145,7 @@ class Workplace:
 
     def recipe(self, leg: Leg) -> RecipeSpec:
         """The recipe of a leg: with the fidelity `data`, on its share of the rows and with steps in proportion."""
-        spec = shared_store(self.space.recipe(self.tree, leg.drawn))
+        spec = shared_store(resolved(self.space.recipe(self.tree, leg.drawn)))
         if not self.on_data or leg.share == 1:
             return spec
         rows = len(self.ground(spec).entries[MAIN].materials.rows("train"))

@@ -94,8 +94,10 @@ def _facts(job: Job) -> Facts:
     top = max(point["depth"] for point in curve) if len(curve) > 1 else 1
     scores = {point["depth"]: point["score"] for point in curve} if len(curve) > 1 else {1: 0.0}
     highest = max((int(depth) for depth, _ in notes["chosen"]["reads"]), default=0) or len(blocks(job.base))
+    modality = job.dataset.schema.modality
+    assert modality != "audio", "the main job refuses sounds before it plans"
     return Facts(
-        modality=job.dataset.schema.modality,
+        modality=modality,
         rows=len(job.materials.rows("train")),
         num_blocks=max(1, min(len(blocks(job.base)), highest)),  # what is above the highest depth in use is cut off
         best_depth=best / max(1, top),

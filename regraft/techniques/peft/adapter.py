@@ -13,6 +13,7 @@ from regraft.core.technique import Technique
 from regraft.errors import Conflict
 from regraft.layers.bottleneck import Bottlenecks, adapter_parameters, insert, places_for
 from regraft.models.example import run_once
+from regraft.models.freeze import KeepStatistics
 from regraft.models.parts import chosen, parts_of
 from regraft.models.placement import Placement, placed, sublayer_ends
 
@@ -45,6 +46,7 @@ class Adapter(Technique):
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"model", "trains"})
+    wraps: ClassVar[frozenset[str]] = frozenset({"hooks"})
 
     width: int = Field(default=32, ge=1)
     kind: Literal["pfeiffer", "houlsby"] = "pfeiffer"
@@ -82,4 +84,5 @@ class Adapter(Technique):
 
     def _trained(self, stage: Stage[Any], model: nn.Module) -> Stage[Any]:
         head = chosen(stage, parts_of(stage.model).head, asked_by="Adapter", what="head")
-        return replace(stage, model=model, trains=head | adapter_parameters(model))
+        hooks = (*stage.hooks, KeepStatistics())  # also where a block is itself a layer of batch normalisation
+        return replace(stage, model=model, trains=head | adapter_parameters(model), hooks=hooks)

@@ -49,6 +49,7 @@ def test_the_rate_is_the_length_of_adams_step_over_its_share_of_the_gradient():
     assert made.found() == pytest.approx(mean / (1 - 0.9**10), rel=1e-5)
 
 
+@pytest.mark.inventory("adam-to-sgd", by="technique AdamToSGD")
 def test_from_the_switch_on_it_is_sgd_and_the_loss_does_not_jump():
     run = switching()
     advance(run)

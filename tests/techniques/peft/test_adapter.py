@@ -16,6 +16,7 @@ from regraft.errors import Conflict, ModelError
 from regraft.layers.bottleneck import Bottleneck, Bottlenecks, adapter_parameters, insert
 from regraft.optim.optimizers import AdamW
 from regraft.techniques.peft.adapter import Adapter
+from regraft.testing import toy_recipe
 
 
 def bert() -> nn.Module:
@@ -197,3 +198,15 @@ def test_what_cannot_be_adapted_is_refused_in_a_sentence():
         compile(toy.recipe(toy.stage(Tangle())), [Adapter()])
     with pytest.raises(ModelError, match="returns a tensor or a tuple"):
         compile(toy.recipe(toy.stage(Last())), [Adapter(width=2)]).model(toy.blobs()["x"])
+
+
+def test_running_statistics_stay_where_a_block_is_batch_normalisation():
+    model = nn.Sequential(
+        nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Linear(16, 4)
+    )
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    recipe = compile(toy_recipe(model), [Adapter(width=4)])
+    fit(recipe)
+    after = dict(recipe.model.named_buffers())
+    assert before
+    assert [name for name, value in before.items() if not torch.equal(value, after[name])] == []

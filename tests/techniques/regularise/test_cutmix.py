@@ -75,7 +75,7 @@ def test_sides_are_the_root_of_the_cut_share_drawn_from_beta():
             if window.left > 0 and window.right < 5_000:
                 assert height == pytest.approx((window.right - window.left) / 5_000, abs=1e-3)
         shares.append(window.share_outside(10_000, 5_000))
-    assert 0 <= min(shares)
+    assert min(shares) >= 0
     assert max(shares) <= 1
     # the same window from the paper's formula with numbers of its own
     draw = np.random.default_rng(5)

@@ -53,6 +53,7 @@ def test_what_lies_across_is_at_right_angles():
     assert not torch.allclose(part[0], one[0])
 
 
+@pytest.mark.inventory("gsam", by="technique GSAM")
 def test_the_gap_falls_in_training_and_is_lower_than_with_sam():
     def gaps(alpha):
         chosen = stage(model=mlp(), steps=300, update=sgd(0.1), data=blobs(n=64))

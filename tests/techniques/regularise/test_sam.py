@@ -69,6 +69,7 @@ def test_the_reported_loss_is_that_of_the_weights_not_of_the_climbed_point():
     assert torch.equal(loss.value, cross_entropy(model, batch, None).value.detach())
 
 
+@pytest.mark.inventory("sam", by="technique SAM")
 def test_the_loss_around_the_minimum_rises_less_than_after_plain_descent():
     def rise(techniques):
         chosen = stage(mlp(), steps=300, data=blobs(96), update=sgd(0.2))
