@@ -6,7 +6,10 @@ from typing import Annotated
 
 import typer
 
+from regraft.cli.panels import Ordered
+
 app = typer.Typer(
+    cls=Ordered,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,4 +37,17 @@ def root(
 
 from regraft.cli import augment, cache, catalogue, data, dtypes, export, jobs, lab, models, search, transfer  # noqa: E402  # they add their commands to `app`
 
-__all__ = ["app", "augment", "cache", "catalogue", "data", "dtypes", "export", "jobs", "lab", "models", "search", "transfer"]
+__all__ = [
+    "app",
+    "augment",
+    "cache",
+    "catalogue",
+    "data",
+    "dtypes",
+    "export",
+    "jobs",
+    "lab",
+    "models",
+    "search",
+    "transfer",
+]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from regraft.cli.errors import guarded
+from regraft.cli.panels import panel_of
 
 if TYPE_CHECKING:
     from regraft.config.data import DataSpec
@@ -175,7 +176,8 @@ def command(app: typer.Typer, name: str | None = None) -> Callable[[Callable[...
     """A decorator: the function as a command of `app`, its errors as sentences, its option groups spread out."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        app.command(name, no_args_is_help=False)(spread(guarded(function), like=function))
+        panel = panel_of(name or function.__name__)
+        app.command(name, no_args_is_help=False, rich_help_panel=panel)(spread(guarded(function), like=function))
         return function
 
     return register

@@ -15,7 +15,7 @@ from regraft.optim.schedules import Schedule
 
 
 def traces(what: str, overrides: Sequence[str] = (), *, steps: int = 1000) -> list[dict[str, Any]]:
-    """`{stage, schedule, rates, momenta, conditions}` of each stage of a recipe file, or of the one schedule that is written as in a recipe.
+    """`{stage, schedule, rates, momenta, conditions}` of each stage of a recipe file, or of one schedule written as in a recipe.
 
     `rates` are learning rates, or factors for a schedule by itself; `momenta` is None where the momentum stays as it is;
     `conditions` says which of the conditions of Robbins and Monro are satisfied.

@@ -75,3 +75,12 @@ def test_help_is_there_within_300_milliseconds():
         subprocess.run([sys.executable, "-m", "regraft", "--help"], capture_output=True, check=True)
         times.append(time.perf_counter() - begin)
     assert min(times) <= 0.3
+
+
+def test_every_command_stands_under_one_heading_of_the_help_and_nothing_else_does():
+    from regraft.cli.app import app
+    from regraft.cli.panels import PANELS
+
+    listed = [name for names in PANELS.values() for name in names]
+    commands = [each.name or each.callback.__name__ for each in app.registered_commands]
+    assert sorted(listed) == sorted(commands)
