@@ -132,7 +132,16 @@ class Validate(Hook):
         self.best_at = -1
 
     def on_step(self, run: Run, loss: Loss) -> None:
-        """Validate if this step is one of those asked for."""
+        """Validate if this step is asked for; a stage's last one is left to `on_end`, after weights were averaged."""
+        if run.clock.step < run.clock.total:
+            self._validate(run)
+
+    def on_end(self, run: Run) -> None:
+        """Validate what the stage ended with, if its last step is one of those asked for and was made."""
+        if run.clock.step == run.clock.total:
+            self._validate(run)
+
+    def _validate(self, run: Run) -> None:
         done = steps_done(run)
         if done not in self.at:
             return

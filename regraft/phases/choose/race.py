@@ -75,10 +75,12 @@ class Track:
             Conflict: its techniques do not fit the model or one another.
         """
         model = copy.deepcopy(self.model)
-        recipe = supervised_recipe(model, self.encoded, self.targets, task=self.task, candidate=spec, seed=self.seed)
-        total = sum(stage.steps for stage in recipe.stages)
-        validate = Validate(self.valid, at=evenly(total, self.validations), patience=self.patience)
-        hooks = (validate, StepCounter(self.tell), *self.hooks(spec.name))
+        validate = Validate(self.valid, at=(), patience=self.patience)
+        recipe = supervised_recipe(
+            model, self.encoded, self.targets, task=self.task, candidate=spec, seed=self.seed, hooks=(validate,)
+        )
+        validate.at = frozenset(evenly(sum(stage.steps for stage in recipe.stages), self.validations))
+        hooks = (StepCounter(self.tell), *self.hooks(spec.name))
         return Runner(spec, Trainer(recipe, self.seed, hooks, self.log_for(spec.name)), validate)
 
 
