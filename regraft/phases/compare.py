@@ -20,6 +20,7 @@ from regraft.optim.optimizers import Optimizer
 from regraft.phases.build import Assembled, assemble
 from regraft.phases.metering import step_flops, units
 from regraft.phases.progress import Reporter, Silent
+from regraft.phases.resolve import resolved
 from regraft.phases.rundir import LEDGER, METRICS, PHASES, RECIPE
 from regraft.phases.train import train_job
 from regraft.phases.training import Valid
@@ -45,8 +46,9 @@ def strategies(spec: RecipeSpec, *, scratch_rate: float = 10.0) -> dict[str, Rec
         raise ConfigError(
             "compare: needs a pretrained model under models.main.name, to be trained from scratch as well"
         )
-    rate = cast(Optimizer, spec.train.optimizer)
-    train = spec.train.replaced(optimizer=rate.replaced(lr=rate.lr * scratch_rate))
+    settled = resolved(spec).train  # the rate that fine-tuning is to have, where the recipe leaves it open too
+    rate = cast(Optimizer, settled.optimizer)
+    train = settled.replaced(optimizer=rate.replaced(lr=rate.lr * scratch_rate))
     models = spec.models | {MAIN: model.replaced(weights="fresh", head="last")}
     return {FINE_TUNED: spec, SCRATCH: spec.replaced(models=models, train=train, techniques=(), probe=None)}
 

@@ -37,6 +37,7 @@ from regraft.phases.build import Assembled, assemble
 from regraft.phases.judges import judge_for
 from regraft.phases.materials import Materials
 from regraft.phases.predict import load
+from regraft.phases.resolve import resolved
 from regraft.phases.rundir import PHASES, RECIPE, RunDirectory
 from regraft.phases.train import FINAL, is_training_run
 from regraft.phases.training import Valid
@@ -183,7 +184,7 @@ def _ground(path: Path, rows: int, split: str, seed: int, overrides: tuple[str, 
         assembled = assemble(read_recipe(path / RECIPE))
         load_tensors(assembled.recipe.model, str(path / PHASES / FINAL))
     else:
-        spec = read_recipe(path, overrides)
+        spec = resolved(read_recipe(path, overrides))
         assembled = assemble(spec)
         fit(assembled.recipe, seed=spec.seed)
     return _of_training(assembled, rows, split, seed)

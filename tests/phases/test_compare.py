@@ -12,6 +12,7 @@ from regraft.errors import ConfigError
 from regraft.models.fresh import with_fresh_weights
 from regraft.models.load import load_backbone
 from regraft.phases.compare import FINE_TUNED, SCRATCH, Point, means, rows_to_reach, strategies, verdict
+from regraft.phases.resolve import resolved
 
 
 def recipe(model: str, data: str, **options) -> str:
@@ -38,6 +39,12 @@ def test_from_scratch_keeps_rows_steps_and_batches_and_leaves_out_what_is_for_pr
     assert scratch.train.batch_size == spec.train.batch_size
     assert scratch.train.optimizer.lr == pytest.approx(5 * spec.train.optimizer.lr)
     assert (scratch.techniques, scratch.probe, scratch.main_model().weights) == ((), None, "fresh")
+
+
+def test_the_factor_on_the_rate_is_on_that_of_fine_tuning_where_the_recipe_names_none():
+    spec = parse_recipe(recipe("some/model", "data.csv", train={"optimizer": "AdamW"}))
+    rates = {name: resolved(each).train.optimizer.lr for name, each in strategies(spec, scratch_rate=10.0).items()}
+    assert rates[SCRATCH] == pytest.approx(10 * rates[FINE_TUNED])
 
 
 def test_a_recipe_without_stages_or_without_a_pretrained_model_is_refused():

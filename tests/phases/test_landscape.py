@@ -155,3 +155,10 @@ def test_a_main_job_is_measured_over_all_its_weights(tmp_path, monkeypatch, regr
     metrics = json.loads((run / "metrics.json").read_text())
     assert found.rows == metrics["data"]["valid"]
     assert found.loss < 0.5 * np.log(2)  # of a coin
+
+
+def test_a_recipe_is_trained_with_the_rate_that_regraft_train_would_take(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.replace("lr: 0.01}}", "lr: 0.01}}, scale_from: {batch_size: 8, rule: linear}"))
+    scaled, plain = landscape(path, grid=3), landscape(path, grid=3, overrides=("train.scale_from=null",))
+    assert scaled.loss != plain.loss
