@@ -99,13 +99,16 @@ def known_backbone(folder: Path, *, name: str, licence: str | None) -> Backbone:
 def usual_images(folder: Path) -> dict[str, Any] | None:
     """Fields of an `ImagePreprocessor` for a folder of plain weights; None where it is none.
 
-    Published weights take RGB normalised by the mean and deviation of ImageNet, at the size they were trained on.
+    Published weights take RGB normalised by the mean and deviation of ImageNet, at the size they were trained on; those of
+    GoogLeNet were ported from another framework and take values from -1 to 1 (torchvision's `transform_input`).
     """
     if not is_plain_weights(folder):
         return None
-    side = read_known(folder).side
+    known = read_known(folder)
+    side, ported = known.side, isinstance(known.spec, Inception)
+    mean, std = ((0.5,) * 3, (0.5,) * 3) if ported else (MEAN, STD)
     size = {"size": (side, side), "resize": (side, side), "resample": 2}
-    return size | {"scale": 1 / 255, "mean": MEAN, "std": STD, "num_channels": 3, "key": "x"}
+    return size | {"scale": 1 / 255, "mean": mean, "std": std, "num_channels": 3, "key": "x"}
 
 
 # ---- families

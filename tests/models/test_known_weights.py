@@ -248,3 +248,11 @@ def test_the_path_reads_a_recipe_that_names_such_weights(tmp_path, shared_data):
     recipe["models"]["main"]["sha256"] = "f" * 64
     with pytest.raises(ModelError, match="the sha256 of its weights must be ffff"):
         assemble(parse_recipe(json.dumps(recipe)))
+
+
+@pytest.mark.parametrize(("make", "first"), [(GoogLeNet, -1.0), (lambda: vgg(norm=True), -0.485 / 0.229)])
+def test_images_are_normalised_as_the_published_weights_were_trained(tmp_path, make, first):
+    save_file(shaken(make()).state_dict(), tmp_path / "model.safetensors")
+    prepare = ImagePreprocessor.from_model(tmp_path, column="img")
+    black = -prepare.mean[0] / prepare.std[0]
+    assert black == pytest.approx(first)
