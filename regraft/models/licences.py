@@ -10,6 +10,7 @@ from typing import Any
 
 from regraft.errors import ModelError
 
+HEAD = 20_000  # characters of a text that are looked at
 FILES = ("LICENSE", "LICENCE", "COPYING", "LICENSE.txt", "LICENSE.md", "LICENCE.txt", "LICENCE.md")
 PHRASES = (  # what the text of a licence file says -> how hubs call the licence; the first that is found
     (r"attribution-noncommercial-sharealike", "cc-by-nc-sa-4.0"),
@@ -48,17 +49,39 @@ def stated_licence(folder: Path, config: Mapping[str, Any]) -> Stated | None:
         return Stated(str(config["license"]), "config.json")
     readme = folder / "README.md"
     if readme.is_file():
-        text = readme.read_text(encoding="utf-8", errors="replace")[:20_000]
-        found = re.search(r"^license(?:_name)?:\s*[\"']?([^\s\"'#\[\]]+)", text, re.MULTILINE)
-        found = found or re.search(r"^\*\*Licence[^*]*\*\*\s*([\w.+-]+)", text, re.MULTILINE)
+        text = _head(readme)
+        named = _named_in_front_matter(text)
+        if named is not None:
+            return Stated(named, "README.md")
+        found = re.search(r"^\*\*Licence[^*]*\*\*\s*([\w.+-]+)", text, re.MULTILINE)
         if found:
             return Stated(found[1], "README.md")
     for name in FILES:
         if (folder / name).is_file():
-            text = " ".join((folder / name).read_text(encoding="utf-8", errors="replace")[:20_000].lower().split())
+            text = " ".join(_head(folder / name).lower().split())
             known = next((licence for pattern, licence in PHRASES if re.search(pattern, text)), None)
             return Stated(known or "other", name)
     return None
+
+
+def _named_in_front_matter(text: str) -> str | None:
+    """The licence of a line `license: ...` or `license_name: ...`; of a list the first that may forbid commercial use."""
+    item = r"[\"']?([^\s\"'#\[\],]+)"
+    found = re.search(
+        rf"^license(?:_name)?:[ \t]*(?:{item}|\[([^\]]+)\]|((?:\n[ \t]*-[ \t]+[^\n]+)+))", text, re.MULTILINE
+    )
+    if found is None:
+        return None
+    if found[1]:
+        return found[1]
+    names = re.findall(item, found[2] or re.sub(r"^[ \t]*-", "", found[3], flags=re.MULTILINE))
+    return next((name for name in names if not allows_commercial_use(name)), names[0]) if names else None
+
+
+def _head(file: Path) -> str:
+    """The beginning of a text file; it may be of any size, for a stranger wrote it."""
+    with file.open(encoding="utf-8", errors="replace") as opened:
+        return opened.read(HEAD)
 
 
 def stated_by(folder: Path) -> str | None:

@@ -158,3 +158,29 @@ def test_the_checkpoints_of_the_shared_data_are_known(shared_data):
     assert llama.sha256.startswith("407a7c58")
     assert (cnn.architecture, cnn.licence, cnn.usable) == ("ResNet", "BSD-2-Clause", True)
     assert cnn.sha256.startswith("067e58d1")
+
+
+@pytest.mark.parametrize(
+    ("front", "licence"),
+    [
+        ("license:\n- mit\ntags:\n- x", "mit"),
+        ("license:\n  - mit\n  - cc-by-nc-4.0", "cc-by-nc-4.0"),
+        ("license: [mit, 'apache-2.0']", "mit"),
+        ('license: ["mit", cc-by-nc-4.0]', "cc-by-nc-4.0"),
+        ("license: 'apache-2.0' # as the code", "apache-2.0"),
+        ("license:\ntags:\n- mit", None),
+        ("license: []\ntags:\n- mit", None),
+    ],
+)
+def test_a_readme_may_name_several_licences_or_none(tmp_path, front, licence):
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n# A model\n")
+    found = stated_licence(tmp_path, {})
+    assert (None if found is None else found.name) == licence
+
+
+def test_of_a_readme_of_any_size_only_the_beginning_is_read(tmp_path):
+    file = tmp_path / "README.md"
+    with file.open("wb") as out:
+        out.write(b"license: mit\n")
+        out.truncate(1 << 33)  # gigabytes of nothing
+    assert stated_licence(tmp_path, {}).name == "mit"
