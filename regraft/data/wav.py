@@ -29,6 +29,8 @@ def read_wave(data: object, *, name: str = "sound") -> tuple[np.ndarray, int]:
             channels, width, rate, frames = (
                 file.getnchannels(), file.getsampwidth(), file.getframerate(), file.getnframes(),
             )  # fmt: skip
+            if width > 4:
+                raise DataError(f"{name}: must be PCM of 8, 16, 24 or 32 bits, got {8 * width} bits")
             if not 1000 <= rate <= 384_000 or frames == 0 or frames > MAX_SECONDS * rate:
                 raise DataError(
                     f"{name}: must last from one sample to {MAX_SECONDS:.0f} s at 1 to 384 kHz, got {frames:,} samples at "
@@ -36,7 +38,7 @@ def read_wave(data: object, *, name: str = "sound") -> tuple[np.ndarray, int]:
                 )
             raw = file.readframes(frames)
     except (wave.Error, EOFError, ValueError) as error:
-        raise DataError(f"{name}: cannot be read as a PCM WAV file ({error or 'it is cut off'})") from None
+        raise DataError(f"{name}: cannot be read as a PCM WAV file ({str(error) or 'it is cut off'})") from None
     if len(raw) != frames * channels * width:
         raise DataError(f"{name}: is cut off, {len(raw):,} of {frames * channels * width:,} bytes of sound are there")
     return _samples(raw, width).reshape(frames, channels).mean(1), rate

@@ -22,12 +22,12 @@ WINDOW, HOP = 512, 128  # samples of the vocoder's Fourier transforms
 
 
 def stretched(wave: Tensor, speed: float) -> Tensor:
-    """A wave (T,) as a wave (round(T / speed),) of the same pitch, by a phase vocoder.
+    """A wave (T,) as a wave (round(T / speed),), at least one sample, of the same pitch, by a phase vocoder.
 
     Flanagan and Golden, 1966, doi:10.1002/j.1538-7305.1966.tb01706.x: magnitudes are read at other times, and phases advance
     as fast as they did.
     """
-    length = round(len(wave) / speed)
+    length = max(1, round(len(wave) / speed))
     before = spectrogram(wave[None], size=WINDOW, hop=HOP)[0]  # (bins, frames)
     frames = max(1, math.ceil(before.shape[1] / speed))
     place = torch.arange(frames) * speed

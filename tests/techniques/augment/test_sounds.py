@@ -65,11 +65,22 @@ def test_what_is_no_sound_is_refused_by_name():
         (None, "there is no sound file"),
         (b"RIFF" + bytes(40), "cannot be read as a PCM WAV file"),
         (whole[:-100], "is cut off"),
+        (whole[:30], r"cannot be read as a PCM WAV file \(it is cut off\)"),
+        (whole[:34] + (40).to_bytes(2, "little") + whole[36:], "must be PCM of 8, 16, 24 or 32 bits, got 40"),
+        (whole[:34] + (64).to_bytes(2, "little") + whole[36:], "must be PCM of 8, 16, 24 or 32 bits, got 64"),
         (wav(np.zeros(0, np.float32)), "must last from one sample"),
         (wav(tone(300), rate=300), "must last from one sample"),
     ):
         with pytest.raises(DataError, match=rf"^three\.wav: .*{said}"):
             read_wave(data, name="three.wav")
+
+
+def test_of_a_sound_however_short_something_is_left():
+    for length in (1, 2, 3, 600):
+        for speed in (0.25, 1.0, 4.0):
+            out = stretched(torch.ones(length), speed)
+            assert len(out) == max(1, round(length / speed))
+            assert out.isfinite().all()
 
 
 def test_resampling_keeps_the_tone():
