@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from regraft.optim.plateau import OnPlateau
 from regraft.phases.advice.rates import LARGE_BATCH
 from regraft.phases.advice.situation import Finding, Situation
-from regraft.phases.resolve import LARGE
+from regraft.phases.resolve import FINE_TUNING, LARGE
 
 USUAL_BATCH_SIZE = 32  # that default rates are for
 SHORT_MEMORY = 0.995  # beta2 below it follows the gradients of a few hundred steps
@@ -17,7 +18,8 @@ def unscaled_rate(situation: Situation) -> Iterator[Finding]:
     """RATE5: a large batch at the rate for a small one."""
     train, optimizer = situation.spec.train, situation.optimizer
     usual = type(optimizer).model_fields["lr"].default
-    if train.batch_size < LARGE_BATCH or train.scale_from is not None or optimizer.lr not in (usual, usual / 10):
+    of_itself = any(math.isclose(optimizer.lr, rate) for rate in (usual, usual * FINE_TUNING))
+    if train.batch_size < LARGE_BATCH or train.scale_from is not None or not of_itself:
         return
     yield Finding(
         code="RATE5",

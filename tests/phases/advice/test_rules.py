@@ -45,6 +45,7 @@ def test_a_sound_recipe_gets_no_advice():
         ("RATE4", ["train.schedule={Constant: {warmup: 0.1}}"], ["train.schedule={Power: {exponent: 0.6, warmup: 0.1}}"]),
         ("RATE5", ["train.batch_size=512", "train.optimizer=SGD"], ["train.batch_size=512", "train.optimizer={SGD: {lr: 0.2}}"]),
         ("RATE5", ["train.batch_size=512", "train.optimizer=Adam"], ["train.batch_size=64", "train.optimizer=Adam"]),
+        ("RATE5", ["train.batch_size=512", "train.optimizer={SOAP: {lr: 3e-4}}"], ["train.optimizer={SOAP: {lr: 3e-4}}"]),
         ("RATE6", ["train.schedule=ReduceLROnPlateau"], ["train.schedule=ReduceLROnPlateau", "validate.times=5"]),
         ("OPT1", ["train.batch_size=2048"], ["train.batch_size=2048", "train.optimizer.AdamW.betas=[0.9, 0.98]"]),
         ("OPT2", ["techniques=[GAN]"], ["techniques=[GAN]", "train.optimizer={Adam: {lr: 2e-4, betas: [0.5, 0.999]}}"]),
