@@ -33,6 +33,10 @@ class RunError(RegraftError):
     """A run directory or checkpoint that is missing, occupied, damaged or of another recipe."""
 
 
+class DiskError(RunError):
+    """A disk that is full or cannot be written to: no fault of what was to be saved."""
+
+
 class BudgetError(RegraftError):
     """A budget that is too small for what must be done in it."""
 

@@ -15,7 +15,7 @@ from regraft.core.protocols import Update, UpdateWrapper
 from regraft.core.run import Run
 from regraft.core.snapshot import Snapshot, flattened
 from regraft.core.state import run_state
-from regraft.errors import RunError
+from regraft.errors import DiskError
 
 SIDES = (
     2,
@@ -45,13 +45,13 @@ def require_room(folder: Path, *, size: int, copies: int) -> None:
     """Nothing, if `copies` checkpoints of `size` bytes fit on the disk beside those in `folder`, which they will replace.
 
     Raises:
-        RunError: they do not; the sentence has the figures.
+        DiskError: they do not; the sentence has the figures.
     """
     place = next(path for path in (folder, *folder.parents) if path.exists())
     here = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     free, needed = shutil.disk_usage(place).free, copies * size
     if free + here < needed:
-        raise RunError(
+        raise DiskError(
             f"{folder}: {copies} checkpoints of {amount(size)} need {amount(needed)}, but {amount(free + here)} are free there; "
             "make room, or keep fewer of them with checkpoint.keep_last and checkpoint.keep_best"
         )

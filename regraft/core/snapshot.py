@@ -23,7 +23,7 @@ from torch import Tensor
 from regraft.config.plain_json import plain_json
 from regraft.core.files import discard, partial_of, replaced_of, sha256, sync_folder, write_synced
 from regraft.core.protocols import State
-from regraft.errors import RunError
+from regraft.errors import DiskError, RunError
 
 FORMAT = "regraft.checkpoint/2"
 TENSORS, VALUES, MANIFEST = "state.safetensors", "state.json", "manifest.json"
@@ -95,7 +95,7 @@ def save(folder: Path, state: State) -> None:
     """Write `state` as the checkpoint `folder`, atomically, and wait for it.
 
     Raises:
-        RunError: it cannot be written (full disk, read-only folder); what was there before is untouched.
+        DiskError: it cannot be written (full disk, read-only folder); what was there before is untouched.
     """
     write(folder, take(state, {}))
 
@@ -104,7 +104,7 @@ def write(folder: Path, snapshot: Snapshot, *, score: float | None = None) -> No
     """Write a snapshot as the checkpoint `folder`; `score` is what the model was worth on validation rows.
 
     Raises:
-        RunError: as `save`.
+        DiskError: as `save`.
     """
     partial = partial_of(folder)
     try:
@@ -120,7 +120,7 @@ def write(folder: Path, snapshot: Snapshot, *, score: float | None = None) -> No
         _put(partial, folder)
     except OSError as error:
         discard(partial)
-        raise RunError(f"{folder}: {_reason(folder, error)}") from error
+        raise DiskError(f"{folder}: {_reason(folder, error)}") from error
 
 
 def _put(partial: Path, folder: Path) -> None:

@@ -128,7 +128,8 @@ class Engine:
             for event in workers.wait(PULSE):
                 self._happened(event, running, waiting, on_end, say)
         for event in workers.stop():
-            self._happened(event, running, waiting, on_end, say)
+            if event[1] != "died":  # of being stopped, before it listened for that: no fault of its trial
+                self._happened(event, running, waiting, on_end, say)
         return False
 
     def _asked(self) -> Leg | None:

@@ -43,6 +43,7 @@ from regraft.search.workers import Here, Processes, Workers
 
 TARGET = "regraft.search.trial:run_leg"
 LEAST = 1 / 9  # of the steps, for a method that halves and a recipe that names no fidelity
+STATEFUL = ("train.batch_size", "train.optimizer", "train.schedule")  # whose state is copied, or counted by, as a whole
 BEST, RESULT, TABLE, LINEAGE, PAGE = "best.yaml", "search.json", "trials.csv", "lineage.csv", "search.html"
 
 
@@ -172,7 +173,7 @@ def require_searchable(place: Workplace) -> None:
     for drawn in place.space.covering():
         place.space.recipe(place.tree, drawn)
     if method.copies:
-        fixed = [path for path in place.space.domains if path.split(".")[0] != "train" or path == "train.batch_size"]
+        fixed = [path for path in place.space.domains if path.split(".")[0] != "train" or path in STATEFUL]
         fixed += [name for name in place.space.names() if "[" in name]
         if fixed:
             raise ConfigError(

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from regraft.search.space import Choice, Drawn, Given, Range, Space
 
 Kind = Literal["Random", "TPE", "GP"]
+STARTUP = 10  # trials that are drawn at random before a model is fitted to them
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Asking:
         return int(self.trial.suggest_categorical(name, range(len(domain.options))))
 
 
-def suggest(kind: Kind, space: Space, *, seed: int, number: int, past: Sequence[Past], startup: int = 10) -> Drawn:
+def suggest(kind: Kind, space: Space, *, seed: int, number: int, past: Sequence[Past], startup: int = STARTUP) -> Drawn:
     """The point of trial `number`.
 
     Args:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from regraft.search.legs import Leg
-from regraft.search.samplers import Kind, Past, suggest
+from regraft.search.samplers import STARTUP, Kind, Past, suggest
 from regraft.search.space import Choice, Drawn, Range, Space
 
 
@@ -60,7 +60,8 @@ class Ledger:
         """The first leg of a new trial."""
         number = len(self.trials)
         if drawn is None:
-            drawn = suggest(self.sampler, self.space, seed=self.seed, number=number, past=self.past())
+            past = self.comparable() if self.sampler == "GP" else self.past()
+            drawn = suggest(self.sampler, self.space, seed=self.seed, number=number, past=past)
         self.trials.append(Trial(number, drawn, bracket))
         return self.leg(self.trials[-1], level)
 
@@ -94,6 +95,16 @@ class Ledger:
                 level = max(known)
                 found.append(Past(trial.drawn, known[level], level, level == self.top))
         return found
+
+    def comparable(self) -> list[Past]:
+        """The trials with a result at the highest level that enough of them have for a model, as if it were the last one."""
+        found: dict[int, list[Past]] = {}
+        for trial in self.trials:
+            for level, worth in trial.worth.items():
+                if worth is not None:
+                    found.setdefault(level, []).append(Past(trial.drawn, worth, level, True))
+        enough = [level for level, past in found.items() if len(past) >= STARTUP]
+        return found[max(enough)] if enough else []
 
     def best(self, among: Sequence[Trial], level: int, count: int) -> list[Trial]:
         """The `count` best of trials at a level, those that failed left out; of equal ones the earlier."""

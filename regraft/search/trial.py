@@ -34,7 +34,8 @@ from regraft.core.snapshot import load, save
 from regraft.core.state import load_run
 from regraft.core.stopping import Stop, listening
 from regraft.core.train import start
-from regraft.errors import ConfigError, RegraftError, RunError
+from regraft.errors import ConfigError, DiskError, RegraftError, RunError
+from regraft.optim.schedules import Schedule
 from regraft.phases.build import Assembled, Ground, assemble, lay_ground
 from regraft.phases.entries import Entry
 from regraft.phases.evaluate.latency import latency
@@ -60,7 +61,7 @@ def run_leg(payload: Mapping[str, Any], stop: Stop | None = None) -> dict[str, A
 
     Raises:
         Interrupted: the process was asked to stop; the leg has saved where it stood.
-        RunError: another process is at work on the trial.
+        RunError: another process is at work on the trial, or the disk is full: no fault of the trial, so it has no outcome.
     """
     leg = Leg(**payload["leg"])
     out = Path(payload["out"])
@@ -115,6 +116,8 @@ def _ran(leg: Leg, folder: Path, place: Workplace, stop: Stop) -> Outcome:
     begin = time.perf_counter()
     try:
         outcome = Running(leg, folder, place, stop).outcome()
+    except DiskError:  # no fault of the trial
+        raise
     except (RegraftError, RuntimeError, ValueError) as error:  # torch says with a RuntimeError that shapes do not fit
         said = str(error) if isinstance(error, RegraftError) else f"{type(error).__name__}: {error}"
         outcome = Outcome(leg=leg.number, state=FAIL, reason=said)
@@ -257,9 +260,10 @@ class Running:
         return self.folder.with_name(f"{self.leg.source:04d}")
 
     def _watch(self, stage: StageSpec, entry: Entry) -> Sequence[Hook]:
-        """Validation within a stage, where it decides when the stage ends."""
+        """Validation within a stage, where it decides when the stage ends, or what the learning rate is."""
         judge = judge_for(self.spec.techniques, entry, "valid")
-        return [] if self.spec.validate_.patience is None or judge is None else [Watch(judge, self.spec.validate_)]
+        decides = self.spec.validate_.patience is not None or cast(Schedule, self.spec.train.schedule).remembers
+        return [Watch(judge, self.spec.validate_)] if decides and judge is not None else []
 
     def _trained(self, assembled: Assembled, reached: int) -> Trainer:
         """The recipe trained up to the leg's share of its steps."""
@@ -306,9 +310,8 @@ def _groups(run: Run) -> list[dict[str, Any]]:
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of an optimizer's group that a recipe decides; the rate is set anew at every step."""
-    decided = ("weight_decay", "momentum", "betas", "eps", "alpha", "rho", "nesterov", "dampening")
-    return {name: group[name] for name in decided if name in group}
+    """The options of an optimizer's group that a recipe decides: not what it counts, and the rate is set anew at every step."""
+    return {name: value for name, value in group.items() if name not in ("params", "lr", "step")}
 
 
 def model_facts(assembled: Assembled, judge: Judge) -> dict[str, Any]:

@@ -196,6 +196,16 @@ def test_asha_promotes_the_best_third_without_waiting_for_a_rung_to_fill():
             assert legs[leg.after].level == leg.level - 1
 
 
+@pytest.mark.parametrize("method", [ASHA, Hyperband])
+def test_a_gaussian_process_learns_from_trials_that_were_not_trained_to_the_end(method):
+    drawn = {}
+    for sampler in ("GP", "Random"):
+        _, scheduler = run(method(sampler=sampler), trials=14)
+        drawn[sampler] = [trial.drawn for trial in scheduler.trials]
+    assert drawn["GP"][:10] == drawn["Random"][:10]
+    assert all(gp != random for gp, random in zip(drawn["GP"][10:], drawn["Random"][10:], strict=True))
+
+
 @pytest.mark.inventory("asha", by="search: {method: ASHA}")
 def test_asha_goes_on_while_a_result_is_missing_and_takes_no_failed_trial_further():
     method = ASHA(sampler="Random")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -242,6 +243,29 @@ def test_population_based_training_refuses_fields_that_weights_depend_on(tmp_pat
         search(recipe(RATE + "    stages.0.steps: {int: [3, 9]}\n", method="PBT"), tmp_path / "out")
 
 
+@pytest.mark.parametrize("field", ["optimizer: {choice: [RMSprop, AdamW]}", "schedule: {choice: [Constant, Cosine]}"])
+def test_population_based_training_refuses_to_change_the_optimizer_or_schedule_whose_state_it_copies(tmp_path, field):
+    with pytest.raises(ConfigError, match=rf"search\.space\.train\.{field.partition(':')[0]}: PBT changes values"):
+        search(recipe(f"    train.{field}\n", method="PBT"), tmp_path / "out")
+
+
+def test_a_copying_member_has_every_option_of_its_own_optimizer(tmp_path, monkeypatch):
+    begun: list[tuple[float, float]] = []
+    put = trials_module._put
+
+    def watched(trainer, state, *, copied):
+        put(trainer, state, copied=copied)
+        if copied:
+            (group,) = {group["d"] for group in trainer.run.step.updates["all"].optimizer.param_groups}
+            begun.append((group, state["updates"]["all"]["groups"][0]["d"]))
+
+    monkeypatch.setattr(trials_module, "_put", watched)
+    space = "    train.optimizer.Adafactor.d: {log: [1, 10]}\n"
+    search(recipe(space, method="{PBT: {generations: 3, anew: 1}}", trials=4), tmp_path / "out")
+    assert len(begun) == 2
+    assert all(own != parent for own, parent in begun)
+
+
 # ---- the command and its files
 
 
@@ -307,6 +331,30 @@ def test_trials_that_fail_are_kept_with_their_reason_and_where_all_do_it_is_said
     assert found["best"]["trial"] == 1
     with pytest.raises(RunError, match="no trial of 1 could be trained; the first:"):
         search(recipe(space.replace(", {SGD: {lr: 1.0e-3}}", ""), method="Grid"), tmp_path / "none")
+
+
+def test_a_full_disk_ends_the_search_and_no_trial_fails_by_it(tmp_path, monkeypatch):
+    whole = search(recipe(method="Random", trials=4), tmp_path / "whole")
+    looked = iter(range(100))
+    free = shutil.disk_usage
+
+    def full(path):
+        return free(path)._replace(free=0) if next(looked) == 2 else free(path)
+
+    monkeypatch.setattr("regraft.core.sizing.shutil.disk_usage", full)
+    with pytest.raises(RunError, match=r"need .* but 0\.00 kB are free there"):
+        search(recipe(method="Random", trials=4), tmp_path / "out")
+    found = resume_search(tmp_path / "out")
+    assert [t["loss"] for t in found["trials"]] == [t["loss"] for t in whole["trials"]]
+
+
+def test_a_schedule_that_acts_on_validation_results_is_told_of_them(tmp_path):
+    """No result passes this threshold, so the rate falls to nothing after the second one, and the trial stays behind."""
+    plateau = "{ReduceLROnPlateau: {patience: 0, threshold: 100, factor: 1.0e-9}}"
+    space = RATE.replace("{log: [1.0e-4, 1.0e-1]}", "{choice: [0.01]}")
+    space += f"    train.schedule: {{choice: [Constant, {plateau}]}}\n"
+    constant, fallen = search(recipe(space, method="Grid", trials=2), tmp_path / "out")["trials"]
+    assert fallen["loss"] > constant["loss"] + 0.01
 
 
 def test_a_search_that_is_stopped_within_a_trial_goes_on_to_the_same_end(tmp_path, monkeypatch):

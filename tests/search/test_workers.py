@@ -139,6 +139,15 @@ def test_with_a_window_the_search_is_the_same_for_any_number_of_workers(tmp_path
     assert asked[0] == asked[1]
 
 
+def test_a_worker_that_is_stopped_before_it_listens_costs_its_trial_no_attempt(tmp_path):
+    made = engine(tmp_path, 3)
+    stops = iter([False] * 3 + [True] * 100)
+    assert not run(tmp_path, made, "deaf", stopping=lambda: next(stops))
+    assert made.lost == {}
+    records = list(Journal(tmp_path / "journal.jsonl").read())
+    assert {kind for record in records for kind in record} == {"ask"}
+
+
 def test_a_journal_of_another_search_is_refused(tmp_path):
     from search.toy import score
 

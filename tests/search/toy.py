@@ -53,3 +53,9 @@ def slow(work: dict) -> dict:
 def broken(work: dict) -> dict:
     """What no trial can help."""
     raise OSError("no space left on device")
+
+
+def deaf(work: dict) -> dict:
+    """As `score`, long after it should have been stopped; SIGTERM kills the process, as one that is still importing."""
+    time.sleep(30)
+    return score(work)
