@@ -95,14 +95,15 @@ def gradient_scores(stage: Stage[Any], layers: Iterable[Layer], *, samples: int)
 def angle_scores(before: Mapping[str, Tensor], after: Mapping[str, Tensor], layers: Iterable[Layer]) -> list[Score]:
     """The fine-tuned angle in degrees: between a layer's weights before and after training, as one vector each.
 
-    Ye et al. 2023, arXiv:2312.15681, section 4. 0 for a layer that has not moved; None where its weights were all zero.
+    Ye et al. 2023, arXiv:2312.15681, section 4. 0 for a layer that has not moved; None where its weights were zero, or not there before.
     """
     scores: list[Score] = []
     for layer in layers:
         pairs = [(before[name], after[name]) for name in layer.parameters if name in before and name in after]
-        if all(torch.equal(old, new) for old, new in pairs):
-            turned: float | None = 0.0
-        else:
+        turned: float | None = None
+        if pairs and all(torch.equal(old, new) for old, new in pairs):
+            turned = 0.0
+        elif pairs:
             turned = _angle(
                 *(torch.cat([t.detach().double().flatten() for t in each]) for each in zip(*pairs, strict=True))
             )

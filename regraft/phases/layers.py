@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from regraft.config.recipe import RecipeSpec, read_recipe
 from regraft.core import Stage
 from regraft.errors import ConfigError, RunError
+from regraft.layers.low_rank import low_rank_layers, merge
 from regraft.models.layer_scores import By, Score, angle_scores, best, fisher_scores, gradient_scores, layers_of
 from regraft.phases.rundir import PHASES, RECIPE, RunDirectory
 
@@ -110,7 +111,7 @@ def _angles(path: Path, by: By) -> list[Score]:
 
 
 def weights_before_and_model_after(path: Path) -> tuple[dict[str, Tensor], nn.Module]:
-    """Copies of the weights a run began with, by name, and its trained model.
+    """Copies of the weights a run began with, by name, and its trained model; what LoRA learned is added to the weights.
 
     Raises:
         RunError: it has not been trained to its end.
@@ -126,9 +127,9 @@ def weights_before_and_model_after(path: Path) -> tuple[dict[str, Tensor], nn.Mo
         from regraft.phases.build import assemble
 
         model = assemble(spec).recipe.model
-        before = copied(model)
+        before = copied(_plain(model))
         load_tensors(model, str(path / PHASES / "final.safetensors"))
-        return before, model
+        return before, _plain(model)
     return _adapted(run, spec)
 
 
@@ -142,7 +143,12 @@ def _adapted(run: RunDirectory, spec: RecipeSpec) -> tuple[dict[str, Tensor], nn
 
     job = Job(run, spec, module=module_for(spec, Silent()))
     before = with_probe(job, load_heads(job)["chosen"])
-    return copied(before), cast(nn.Module, final_model(job))
+    return copied(before), _plain(cast(nn.Module, final_model(job)))
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """The model under the names that its weights have without LoRA."""
+    return merge(model) if low_rank_layers(model) else model
 
 
 def copied(model: nn.Module) -> dict[str, Tensor]:

@@ -60,6 +60,18 @@ def test_the_angles_of_a_run_show_what_it_trained(regraft, trained):
     assert "degrees" in regraft("layers", trained, "--metric", "angle").stdout
 
 
+def test_the_angles_of_a_run_with_lora_are_those_of_the_weights_it_was_added_to(regraft, recipe, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.read_text().replace("LastK: {blocks: 1}", "LoRA: {rank: 2}"))
+    assert regraft("train", path, "--out", tmp_path / "run", "--quiet").exit_code == 0
+    found = shown(regraft("layers", tmp_path / "run", "--metric", "angle", "--by", "module", "--json"))
+    angles = {row["layer"]: row["score"] for row in found["layers"]}
+    assert not any("lora" in name or "base_layer" in name for name in angles)
+    assert angles["stem"] == 0.0
+    assert angles["blocks.0.up"] > 0
+    assert all("lora" not in pattern for pattern in found["technique"]["TrainOnly"]["parameters"])
+
+
 def test_the_angles_of_a_run_of_the_whole_path_can_be_read(regraft, finished):
     assert shown(regraft("layers", finished, "--metric", "angle", "--by", "module", "--json"))["layers"]
 

@@ -87,6 +87,13 @@ def test_weights_that_were_zero_have_no_angle_and_are_not_chosen():
     assert best(scores, 2) == []
 
 
+def test_a_layer_that_was_not_there_before_has_no_angle():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    before = {name: p.detach().clone() for name, p in model[:1].named_parameters()}
+    scores = angle_scores(before, dict(model.named_parameters()), layers_of(model, by="module"))
+    assert [score.value for score in scores] == [0.0, None]
+
+
 @pytest.mark.inventory("layer-freeze-rule", by="regraft layers")
 def test_layers_are_listed_from_the_input_to_the_head_whatever_the_order_of_registration():
     model = toy.bert_graft(blocks=3, depths=(3,))
