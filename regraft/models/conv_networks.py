@@ -143,14 +143,14 @@ class Hidden(nn.Module):
 
     def __init__(self, widths: tuple[int, ...], dropout: float) -> None:
         super().__init__()
-        self.count, self.dropout = len(widths) - 1, dropout
+        self.count, self.dropout = len(widths) - 1, nn.Dropout(dropout)
         for position, (before, width) in enumerate(pairwise(widths)):
             self.add_module(f"linear{position}", nn.Linear(before, width))
 
     def forward(self, x: Tensor) -> Tensor:
         """The last layer's output."""
         for position in range(self.count):
-            x = F.dropout(torch.relu(self.get_submodule(f"linear{position}")(x)), self.dropout, self.training)
+            x = self.dropout(torch.relu(self.get_submodule(f"linear{position}")(x)))
         return x
 
 

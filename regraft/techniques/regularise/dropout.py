@@ -27,8 +27,8 @@ class Dropout(Technique):
     """Sets entries of activations to zero at random in training: the dropout layers of the network get this rate.
 
     Srivastava et al., 2014, JMLR 15, section 4; what is kept is scaled by 1 / (1 - rate), so nothing changes in eval mode.
-    Transformers also read the rate of their attention weights from such a layer. A network without dropout layers gets one in
-    front of its head.
+    BERT and its kin also read the rate of their attention weights from such a layer; ViT keeps that as a number, which stays. A
+    network without dropout layers gets one in front of its head.
 
     Use it when the network is large for its data and validation gets worse while training still gets better; 0.1 for
     transformers, 0.5 in front of a head. Not with `train.steady: true`, which trains in eval mode, and is refused; not beside

@@ -11,6 +11,7 @@ from regraft.core import compile, fit
 from regraft.core.train import advance, start
 from regraft.errors import ConfigError, Conflict
 from regraft.layers.drop import drop_features, drop_path, drop_rates, weights_dropped
+from regraft.models.conv_networks import VGG
 from regraft.models.networks import MLP, ConvNet
 from regraft.phases.training import set_steady
 from regraft.techniques.peft.lora import LoRA
@@ -39,6 +40,14 @@ def begun(made):
 
 def share_of_zeros(tensor):
     return float((tensor == 0).float().mean())
+
+
+def test_the_rate_of_hidden_layers_of_a_vgg_is_that_of_the_technique():
+    network = VGG(stages=((8,),), hidden=(64,), dropout=0.5).build((3, 8, 8), 4)
+    model, _ = prepared(Dropout(rate=0.0), network, data=images())
+    model.train()
+    x = images()["x"]
+    assert torch.equal(model.hidden(x.mean((2, 3)) @ torch.ones(3, 8)), model.hidden(x.mean((2, 3)) @ torch.ones(3, 8)))
 
 
 @pytest.mark.inventory("dropout", by="technique Dropout")
