@@ -85,4 +85,5 @@ def moved_boxes(boxes: Tensor, matrix: Tensor, size: tuple[int, int]) -> Tensor:
     places = torch.einsum("nij,nkcj->nkci", matrix[:, :, :2], corners - 0.5) + matrix[:, None, None, :, 2] + 0.5
     most = places.new_tensor([size[1], size[0]])
     low, high = places.amin(2).clamp(min=0).minimum(most), places.amax(2).clamp(min=0).minimum(most)
-    return torch.cat([low, high], -1).to(boxes.dtype)
+    moved = torch.cat([low, high], -1)
+    return (moved if boxes.is_floating_point() else moved.round()).to(boxes.dtype)

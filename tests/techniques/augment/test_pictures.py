@@ -13,6 +13,7 @@ from regraft.core.protocols import Source
 from regraft.core.seeding import generator
 from regraft.data import colour
 from regraft.data.changed import Pictures
+from regraft.data.geometry import affine, moved_boxes
 from regraft.data.images import EncodedImages
 from regraft.data.sources import Examples
 from regraft.errors import Conflict
@@ -160,6 +161,17 @@ def test_masks_and_boxes_move_with_the_picture():
         assert at_border or (right - left) * (bottom - top) <= 3.2 * bright.sum(), row
         moved += not torch.equal(after.mask[row], mask[row])
     assert moved > 60
+
+
+@pytest.mark.parametrize("angle", [90.0, 180.0, -90.0])
+def test_boxes_of_whole_numbers_are_not_cut_to_the_number_below(angle):
+    draw = torch.Generator().manual_seed(0)
+    corners = torch.randint(0, 100, (1, 50, 2), generator=draw)
+    boxes = torch.cat([corners, corners + torch.tensor([50, 40])], -1)
+    still = {"shift": torch.zeros(1, 2), "scale": torch.ones(1)}
+    matrix = affine(size=(224, 224), angle=torch.tensor([angle]), **still)
+    exact = moved_boxes(boxes.double(), matrix.double(), (224, 224))
+    assert torch.equal(moved_boxes(boxes, matrix, (224, 224)), exact.round().long())
 
 
 def test_mirroring_and_whole_shifts_are_exact():
