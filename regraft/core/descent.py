@@ -320,6 +320,16 @@ def descents(step: Step) -> list[Descent]:
     return [inner for update in step.updates.values() for inner in layers(update) if isinstance(inner, Descent)]
 
 
+def overflowed(update: Update) -> bool:
+    """Have gradients overflowed in fp16, so that the step will be skipped and nothing is to be made of them?"""
+    return any(isinstance(inner, Descent) and inner.overflow for inner in layers(update))
+
+
+def skipped(update: Update) -> bool:
+    """Did the last `apply` change nothing, because gradients had overflowed in fp16?"""
+    return any(isinstance(inner, Descent) and not inner.stepped for inner in layers(update))
+
+
 def _short(reason: str) -> str:
     """The first sentence of an allocator's message."""
     return reason.strip().splitlines()[0][:120].rstrip(" .") if reason.strip() else "no memory"

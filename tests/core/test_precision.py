@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,12 +17,15 @@ from regraft.core.checkpoint import Checkpointer, load
 from regraft.core.descent import descents
 from regraft.core.loss_scale import LossScale
 from regraft.core.precision import computing, supports, usable
+from regraft.core.protocols import layers
 from regraft.core.train import advance, start
 from regraft.errors import RunError
 from regraft.optim.optimizers import AdamW
 from regraft.phases.training import builder
 from regraft.techniques.control.stop_when import StopWhen
+from regraft.techniques.regularise.gsam import GSAM
 from regraft.techniques.regularise.sam import SAM
+from regraft.techniques.transfer.adaptive_backprop import AdaptiveBackprop, AdaptiveUpdate
 
 CPU = torch.device("cpu")
 HEAD = "data: {main: {path: x.csv}}\nmodels: {main: {name: minilm}}\n"
@@ -260,3 +264,23 @@ def test_a_recipe_says_both_and_what_it_says_reaches_the_update():
     spec = parse_recipe(HEAD + "train: {precision: fp16, max_value: 0.5, max_norm: 2.0}")
     made = builder(spec.train)({"w": nn.Parameter(torch.zeros(3))})
     assert (made.clipping.max_value, made.clipping.max_norm, made.precision) == (0.5, 2.0, "fp16")
+
+
+@pytest.mark.parametrize("technique", [SAM(rho=0.05), GSAM(rho=0.05)], ids=["SAM", "GSAM"])
+def test_running_statistics_see_no_weights_that_an_overflowed_gradient_has_climbed_to(technique):
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    chosen = stage(model, steps=12, update=adam(precision="fp16"), objective=too_large(64.0))
+    run = fit(compile(recipe(chosen), [technique]))
+    assert "gradients overflowed in fp16" in run.notes[0]
+    assert all(buffer.isfinite().all() for buffer in model.buffers())
+
+
+def test_adaptive_backprop_weighs_no_gradient_that_overflowed():
+    chosen = stage(steps=20, update=adam(precision="fp16"), objective=too_large(64.0))
+    run = start(compile(recipe(chosen), [AdaptiveBackprop(rho=0.5, weigh=0.9)]))
+    update = next(each for each in layers(run.step.updates["all"]) if isinstance(each, AdaptiveUpdate))
+    update.weigh = 8  # all of them are seen
+    advance(run, 7)
+    assert "gradients overflowed in fp16" in run.notes[0]
+    assert np.isfinite(update.gains).all()
+    assert update.gains.any()

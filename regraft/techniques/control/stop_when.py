@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from regraft.core import Clock, Hook, Loss, Recipe, Run, Stage, Technique, Update, UpdateWrapper, each_stage
-from regraft.core.descent import Descent
+from regraft.core.descent import skipped
 from regraft.core.protocols import NamedParams, UpdateBuilder, layers
 
 
@@ -36,8 +36,8 @@ class Measured(UpdateWrapper):
         self.gradient = norm_of([p.grad for p in self.params if p.grad is not None])
         before = [p.detach().clone() for p in self.params] if self.steps else []
         self.base.apply(clock)
-        skipped = any(isinstance(each, Descent) and not each.stepped for each in layers(self.base))  # for fp16 overflow
-        self.step = inf if skipped else norm_of([p.detach() - old for p, old in zip(self.params, before, strict=False)])
+        unmade = skipped(self.base)
+        self.step = inf if unmade else norm_of([p.detach() - old for p, old in zip(self.params, before, strict=False)])
 
 
 @dataclass(frozen=True)

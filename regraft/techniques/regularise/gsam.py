@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from regraft.core import Batch, Loss, Recipe, Technique, Update, UpdateWrapper, each_stage
+from regraft.core.descent import overflowed
 from regraft.core.protocols import LossFn, NamedParams, UpdateBuilder
 from regraft.optim.ascent import climbed
 
@@ -33,6 +34,8 @@ class GSAMUpdate(UpdateWrapper):
     def gradients(self, loss_fn: LossFn, batch: Batch) -> Loss:
         """Two forward and backward passes; `gap` in the log is the loss at the worst point minus that at the weights."""
         loss = self.base.gradients(loss_fn, batch)
+        if overflowed(self.base):  # running statistics must not see the weights that such a gradient leads to
+            return loss
         moved = [p for p in self.params if p.grad is not None]
         plain = [p.grad for p in moved if p.grad is not None]
         with climbed(self.params, self.rho):

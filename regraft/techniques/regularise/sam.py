@@ -8,6 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from regraft.core import Batch, Loss, Recipe, Technique, Update, UpdateWrapper, each_stage
+from regraft.core.descent import overflowed
 from regraft.core.protocols import LossFn, NamedParams, UpdateBuilder
 from regraft.optim.ascent import climbed
 
@@ -22,6 +23,8 @@ class SAMUpdate(UpdateWrapper):
     def gradients(self, loss_fn: LossFn, batch: Batch) -> Loss:
         """Two forward and backward passes: at the weights, and where the loss rises fastest."""
         loss = self.base.gradients(loss_fn, batch)
+        if overflowed(self.base):  # running statistics must not see the weights that such a gradient leads to
+            return loss
         with climbed(self.params, self.rho, adaptive=self.adaptive):
             self.base.gradients(loss_fn, batch)
         return loss

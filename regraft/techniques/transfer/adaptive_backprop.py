@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from regraft.core.descent import OneUpdate
+from regraft.core.descent import OneUpdate, skipped
 from regraft.core.flops import counted
 from regraft.core.forward import forward, inputs_of
 from regraft.core.modes import eval_mode
@@ -272,7 +272,8 @@ class AdaptiveUpdate(UpdateWrapper):
         if self.weighing and left <= SEEN:
             before = [p.detach().clone() for p in self.named.values()]
             self.base.apply(clock)
-            self.gains += self._gains(before)
+            if not skipped(self.base):
+                self.gains += self._gains(before)
             if left <= 1:
                 self._choose()
         else:
