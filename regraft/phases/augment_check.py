@@ -5,9 +5,10 @@ Shorten and Khoshgoftaar, 2019, doi:10.1186/s40537-019-0197-0, call an augmentat
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from regraft.config.recipe import MAIN, RecipeSpec
 from regraft.core import Batch, Source, Stage, forward
 from regraft.core.modes import eval_mode
 from regraft.core.protocols import layers
-from regraft.data.changed import Redrawn
+from regraft.data.changed import Changed, Redrawn
 from regraft.data.encoded import Encoded
 from regraft.data.retold import Retold, name_of
 from regraft.data.sources import Examples
@@ -112,6 +113,12 @@ def _parts(stage: Stage[nn.Module]) -> tuple[Examples, list[tuple[str, Source]]]
                 changes.append((type(layer.change).__name__, Redrawn(_bare(plain), layer.change, seed=layer.seed)))
             elif isinstance(layer, Retold):
                 changes += [(name_of(change), Retold(_bare(plain), layer.texts, (change,))) for change in layer.changes]
+            elif (
+                isinstance(layer, Changed) and hasattr(layer, "spec") and not getattr(layer, "mixes", False)
+            ):  # of sounds
+                alone: Any = copy.copy(layer)
+                alone.base = _bare(plain)
+                changes.append((type(alone.spec).__name__, alone))
         if plain.views is not None:
             changes.append(("train.augment", plain))
     if plain is None or not changes:

@@ -19,6 +19,7 @@ from regraft.data.sounds import SoundPreprocessor, mel_filters
 from regraft.data.sources import Examples
 from regraft.data.wav import read_wave, resampled
 from regraft.errors import ConfigError, Conflict, DataError
+from regraft.phases.augment_check import _parts as parts_of_source
 from regraft.techniques.augment.sound import SpecAugment, TimeStretch, stretched
 
 RATE = 8000
@@ -234,3 +235,12 @@ def test_the_main_job_and_a_pretrained_model_are_refused_in_a_sentence(shared_da
         assemble(recipe_from_tree(tree))
     with pytest.raises(DataError, match="name the column that holds the paths of WAV files"):
         open_data(recipe_from_tree(tree | {"data": {"main": {"path": str(data), "modality": "audio"}}}), Silent())
+
+
+def test_check_augment_asks_about_stretching_and_masking_each_by_itself():
+    made = compile(recipe(stage(source=sounds(), model=torch.nn.Linear(1, 1))), [TimeStretch(), SpecAugment()])
+    plain, changes = parts_of_source(made.stages[0])
+    assert [name for name, _ in changes] == ["TimeStretch", "SpecAugment"]
+    for _, source in changes:
+        assert isinstance(source.base, Examples)
+        assert source.base is not plain
