@@ -116,7 +116,7 @@ class SwitchingOnTheWay:
 
 
 class SaySwitch(Hook):
-    """Says in the report at which step and rate the switch was made."""
+    """Says in the report at which step and rate the switch was made, or that none was."""
 
     def __init__(self) -> None:
         self.said = False
@@ -131,6 +131,13 @@ class SaySwitch(Hook):
                 self.said = True
                 rate = max(update.descent.base_rates) * update.descent.schedule(run.clock)
                 run.note(f"AdamToSGD: from step {run.clock.step:,} on SGD with momentum, at a rate of {rate:.3g}")
+
+    def on_end(self, run: Run) -> None:
+        """Where the stage was stopped before the switch, or no step of Adam gave a rate for SGD."""
+        if not self.said:
+            run.note(
+                f"AdamToSGD: no switch was made in the {run.clock.step:,} steps of the stage; they were all Adam's"
+            )
 
     def state_dict(self) -> State:
         """Whether it was said."""

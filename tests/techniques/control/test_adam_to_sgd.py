@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy import blobs, mlp, recipe, sgd, stage
 
-from regraft.core import Clock, Loss, compile, fit
+from regraft.core import Clock, Hook, Loss, compile, fit
 from regraft.core.descent import Descent
 from regraft.core.train import advance, start
 from regraft.errors import ConfigError
@@ -85,3 +85,17 @@ def test_groups_keep_their_share_of_the_rate():
 def test_there_must_be_an_adam_to_switch_from():
     with pytest.raises(ConfigError, match="the optimizer is SGD; take AdamW"):
         fit(compile(recipe(stage(update=sgd())), [AdamToSGD()]))
+
+
+def test_a_stage_that_is_over_before_the_switch_says_so():
+    compiled = compile(
+        recipe(stage(model=mlp(), steps=20, update=DescentBuilder(optimizer=AdamW(lr=0.01)))), [AdamToSGD(at=0.9)]
+    )
+
+    class Stop(Hook):
+        def on_step(self, run, loss):
+            if run.clock.step == 5:
+                run.stop("enough")
+
+    assert any("no switch was made in the 5 steps of the stage" in note for note in fit(compiled, hooks=[Stop()]).notes)
+    assert not any("no switch was made" in note for note in fit(compiled).notes)
