@@ -95,7 +95,8 @@ def gradient_scores(stage: Stage[Any], layers: Iterable[Layer], *, samples: int)
 def angle_scores(before: Mapping[str, Tensor], after: Mapping[str, Tensor], layers: Iterable[Layer]) -> list[Score]:
     """The fine-tuned angle in degrees: between a layer's weights before and after training, as one vector each.
 
-    Ye et al. 2023, arXiv:2312.15681, section 4. 0 for a layer that has not moved; None where its weights were zero, or not there before.
+    Ye et al. 2023, arXiv:2312.15681, section 4. 0 for a layer that has not moved; None where its weights were all zero, or not
+    there before.
     """
     scores: list[Score] = []
     for layer in layers:
