@@ -7,10 +7,9 @@ A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. Figur
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -346,11 +345,11 @@ def mixed_precision() -> str:
 
 def techniques() -> str:
     """Every technique of the catalogue and the other parts of a recipe, a line an area."""
-    from regraft.config.catalogue import CATALOGUE
+    from regraft.config.catalogue import CATALOGUE, find
 
     areas: dict[str, list[str]] = {}
-    for name, module in sorted(CATALOGUE["technique"].items()):
-        package = inspect.getdoc(importlib.import_module(module.rpartition(".")[0])) or ""
+    for name in sorted(CATALOGUE["technique"]):
+        package = sys.modules[find("technique", name).__module__.rpartition(".")[0]].__doc__ or ""
         areas.setdefault(package.partition(":")[0], []).append(f"[{name}](docs/techniques/{name}.md)")
     rows = [[area, ", ".join(names)] for area, names in areas.items()]
     pages = {

@@ -49,6 +49,18 @@ ALLOWED = {  # (file, name) -> why it is harmless there
     ): "the one place images are opened in; limits are checked in the header first",
     ("benchmarks/arms/common.py", "Image.open"): "reads the data of a benchmark as its peers do",
     ("docs/build_reference.py", "importlib.import_module"): "modules of the package, to write their pages",
+    ("regraft/integrations/ray.py", "import_module"): "the package ray by its name, and the function its caller names",
+    (
+        "regraft/phases/lab/page.py",
+        "Markup",
+    ): "markup of its own, into which texts are put by `format`, which escapes them",
+    ("regraft/phases/lab/registry.py", "import_module"): "demonstrations of the package, from a table",
+    (
+        "regraft/phases/report/contours.py",
+        "Markup",
+    ): "drawings into which texts are put by `format`, which escapes them",
+    ("regraft/search/figures.py", "Markup"): "drawings into which texts are put by `format`, which escapes them",
+    ("regraft/search/worker.py", "import_module"): "the function that the search names when it starts the process",
     ("regraft/phases/report/document.py", "Markup"): "templates and the style sheet of the package itself",
     ("regraft/phases/report/figures.py", "Markup"): "drawings whose texts were escaped when they were drawn",
 }

@@ -45,10 +45,17 @@ def experiments() -> list[Experiment]:
             name=f"sign_digits, {rows} rows", data=IMAGES | {"limit": rows}, model={"name": str(MOBILENET)}, steps=steps,
             train=PLAIN,
         )  # fmt: skip
-        higher = [
-            Arm(name=arm.name, rates=(2e-3, 8e-3), techniques=arm.techniques) for arm in (FULL, BY_DEPTH, THAW, NORM)
-        ]
-        made.append(Experiment(setting=images, arms=tuple(higher), claims=(DEPTH, STAGES, NORMS)))
+        arms = (
+            Arm(name=FULL.name, rates=(5e-4, 2e-3, 8e-3)),
+            Arm(
+                name=BY_DEPTH.name,
+                rates=(2e-3, 8e-3, 3e-2),
+                techniques=({"Discriminative": {"decay": 0.9, "head": 1.0}},),
+            ),
+            Arm(name=THAW.name, rates=(5e-4, 2e-3, 8e-3), techniques=THAW.techniques),
+            Arm(name=NORM.name, rates=(8e-3, 3e-2, 1e-1), techniques=NORM.techniques),
+        )
+        made.append(Experiment(setting=images, arms=arms, claims=(DEPTH, STAGES, NORMS)))
     return made
 
 

@@ -8,26 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 def inner_products(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
-    """(T, T) float64 inner products of T gradients, each a tensor or None (for zero) for every parameter."""
+    """(T, T) float64 inner products of T gradients, each a tensor or None (for zero) for every parameter; on the processor.
+
+    They are added up where the gradients are, and fetched from there once.
+    """
     count = len(gradients)
-    total = torch.zeros(count, count, dtype=torch.float64)
+    device = next((part.device for parts in gradients for part in parts if part is not None), None)
+    total = torch.zeros(count, count, dtype=torch.float64, device=device)
     for parts in zip(*gradients, strict=True):
         like = next((part for part in parts if part is not None), None)
         if like is not None:
             rows = torch.stack([torch.zeros_like(like) if part is None else part for part in parts]).flatten(1).double()
-            total += (rows @ rows.T).cpu()
-    return total
+            total += rows @ rows.T
+    return total.cpu()
 
 
 def conflicts(products: Tensor) -> float:
     """Share of the pairs of gradients whose inner product is negative, from their inner products (T, T)."""
     above = torch.triu(torch.ones_like(products), diagonal=1).bool()
-    return float((products[above] < 0).double().mean())
+    return float((products.numpy()[above.numpy()] < 0).mean())
 
 
 def projected(products: Tensor, orders: Sequence[Sequence[int]], *, rounds: int = 1) -> Tensor:
@@ -42,15 +47,15 @@ def projected(products: Tensor, orders: Sequence[Sequence[int]], *, rounds: int 
         rounds: how often it meets all of them. Once is algorithm 1; from three tasks on the last projections can bring back a
             conflict with an earlier one, which more rounds remove.
     """
-    out = torch.eye(len(products), dtype=products.dtype)
+    known, out = products.numpy(), np.eye(len(products))
     for own, order in zip(out, orders, strict=True):
         for _ in range(rounds):
             changed = False
             for other in order:
-                along = float(own @ products[:, other])
+                along = own @ known[:, other]
                 if along < 0:  # then the other is not zero
-                    own[other] -= along / products[other, other]
+                    own[other] -= along / known[other, other]
                     changed = True
             if not changed:
                 break
-    return out
+    return torch.from_numpy(out).to(products.dtype)
