@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from regraft.core import Hook, Recipe, Run, Stage, Technique, each_stage
+from regraft.core import Hook, Loss, Recipe, Run, Stage, Technique, each_stage
 from regraft.core.modes import eval_mode
 from regraft.errors import Conflict
 from regraft.layers.drop import DropBlock, DropFeatures, DropInput, drop_rates, shapes_of, weights_dropped
@@ -45,7 +45,7 @@ class Dropout(Technique):
         ```
     """
 
-    wraps: ClassVar[frozenset[str]] = frozenset({"model"})
+    wraps: ClassVar[frozenset[str]] = frozenset({"model", "hooks"})
     place: ClassVar[Literal["inner", "middle", "outer"]] = "inner"
 
     rate: float = Field(default=0.1, ge=0, lt=1)
@@ -53,7 +53,10 @@ class Dropout(Technique):
 
     def apply(self, recipe: Recipe) -> Recipe:
         """Every model that is trained gets the rate."""
-        return edit_models(recipe, self._edited)
+        edited = edit_models(recipe, self._edited)
+        if self.where == "head" or self.rate == 0:
+            return edited
+        return each_stage(edited, lambda stage: replace(stage, hooks=(*stage.hooks, TellIdle())))
 
     def _edited(self, model: nn.Module, stage: Stage[Any]) -> nn.Module:
         refuse_steady(model, asked_by="Dropout", what="dropout")
@@ -69,6 +72,19 @@ class Dropout(Technique):
             return made
         made.get_submodule(head_of(made)).register_forward_pre_hook(DropInput(self.rate))
         return made
+
+
+class TellIdle(Hook):
+    """Says after the first step that every dropout layer is in a frozen module, where that is so."""
+
+    def on_step(self, run: Run, loss: Loss) -> None:
+        """Look at the mode of each layer."""
+        layers = [module for module in run.stage.model.modules() if isinstance(module, nn.Dropout)]
+        if run.clock.step == 1 and layers and not any(layer.training for layer in layers):
+            run.note(
+                f"Dropout drops nothing in stage {run.stage.name!r}: all dropout layers of the {type(run.stage.model).__name__} "
+                "are in modules that do not train; set `where: head`"
+            )
 
 
 class SpatialDropout(Technique):

@@ -17,6 +17,7 @@ from regraft.phases.training import set_steady
 from regraft.techniques.peft.lora import LoRA
 from regraft.techniques.regularise.dropout import DropConnect, Dropout, DropPath, SpatialDropout
 from regraft.techniques.transfer.cache_prefix import CachePrefix
+from regraft.techniques.transfer.last_k import LastK
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -40,6 +41,19 @@ def begun(made):
 
 def share_of_zeros(tensor):
     return float((tensor == 0).float().mean())
+
+
+def test_dropout_that_drops_nothing_says_so():
+    def notes(*techniques):
+        network = MLP(width=16, depth=2, dropout=0.1).build((8,), 4)
+        return [
+            note for note in fit(compile(recipe(stage(network, steps=2)), techniques)).notes if "drops nothing" in note
+        ]
+
+    (said,) = notes(Dropout(rate=0.5), LastK(blocks=0))
+    assert said.startswith("Dropout drops nothing in stage 'toy': all dropout layers of the ResidualMLP")
+    assert notes(Dropout(rate=0.5), LastK(blocks=1)) == []
+    assert notes(Dropout(rate=0.5, where="head"), LastK(blocks=0)) == []
 
 
 def test_the_rate_of_hidden_layers_of_a_vgg_is_that_of_the_technique():
