@@ -36,7 +36,11 @@ WORDS = {
 
 
 def names_of(kind: Kind, stage: Stage[Any], *, asked_by: str) -> frozenset[str]:
-    """Names of a stage model's parameters of one kind, without the head; a ConfigError if there are none."""
+    """Names of a stage model's parameters of one kind, without the head.
+
+    Raises:
+        ConfigError: attention or feed-forward layers are asked for, and no part of a block mixes tokens.
+    """
     model: nn.Module = stage.model
     if kind == "norm":
         found = frozenset(norm_parameters(model))
@@ -110,10 +114,10 @@ class Partial(Technique):
 
     def _restricted(self, stage: Stage[Any]) -> Stage[Any]:
         by = type(self).__name__
-        names = matching(self.patterns(), stage.model, asked_by=by).union(
-            *(names_of(kind, stage, asked_by=by) for kind in self.kinds())
-        )
-        what = " and ".join([*(WORDS[kind] for kind in self.kinds()), *self.patterns()])
+        found = {kind: names_of(kind, stage, asked_by=by) for kind in self.kinds()}
+        names = matching(self.patterns(), stage.model, asked_by=by).union(*found.values())
+        there = [WORDS[kind] for kind, own in found.items() if own or not names]
+        what = " and ".join([*there, *self.patterns()])
         wanted = chosen(stage, names, asked_by=by, what=what)
         head = chosen(stage, parts_of(stage.model).head, asked_by=by, what="head")
         hooks = (*stage.hooks, KeepStatistics(), TellShare(by, what))
@@ -164,6 +168,15 @@ class TrainOnly(Partial):
     def patterns(self) -> tuple[str, ...]:
         """As asked for."""
         return self.parameters
+
+    def _restricted(self, stage: Stage[Any]) -> Stage[Any]:
+        for kind in self.kind:
+            if not names_of(kind, stage, asked_by="TrainOnly"):
+                raise ConfigError(
+                    f"TrainOnly.kind: the {type(stage.model).__name__} in stage {stage.name!r} has no {WORDS[kind]} to train; "
+                    f"leave {kind} out"
+                )
+        return super()._restricted(stage)
 
 
 class AttentionOnly(Partial):

@@ -212,3 +212,11 @@ def test_a_pattern_that_names_nothing_and_an_empty_choice_are_refused():
         compile(toy.recipe(toy.stage()), [TrainOnly(parameters="0.wieght")])
     with pytest.raises(ConfigError, match="TrainOnly: give a `kind` or `parameters`"):
         TrainOnly()
+
+
+def test_a_kind_that_the_network_has_not_got_is_refused_beside_others():
+    plain = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    with pytest.raises(ConfigError, match=r"TrainOnly.kind: .* has no normalisation layers to train; leave norm out"):
+        compile(toy.recipe(toy.stage(plain)), [TrainOnly(kind=("norm", "bias"))])
+    report = fit(compile(toy.recipe(toy.stage(plain, steps=1)), [NormOnly(biases=True)]))
+    assert any(note.endswith(": biases and the head") for note in report.notes)
