@@ -16,7 +16,7 @@ from regraft.core import Objective, Recipe, Stage, Technique, each_stage
 from regraft.core.protocols import Source, layers
 from regraft.core.seeding import mix
 from regraft.core.values import Batch, size
-from regraft.data.changed import MASK, Changed, is_plain, picture_key, require_pictures
+from regraft.data.changed import BOXES, MASK, Changed, is_plain, picture_key, require_pictures
 from regraft.errors import Conflict
 from regraft.losses.supervised import OBJECTIVES, OTHER, SHARE
 
@@ -34,12 +34,24 @@ def mixed(batch: Batch, share: float, partners: np.ndarray) -> Batch:
 
     Zhang et al., 2018, arXiv:1710.09412, eq. 1. Class ids `y` stay, beside those of the partners and the share of each row,
     which `losses.supervised.cross_entropy` weighs. Columns of a role, such as `target_x`, are of other examples and stay.
+
+    Raises:
+        Conflict: the batch holds boxes, or a mask of class ids.
     """
+    if MASK in batch and not batch[MASK].is_floating_point():
+        raise Conflict(
+            f"MixUp takes means of two examples, but `{MASK}` holds whole numbers, such as the classes of pixels; use CutMix "
+            "without mixup_alpha, which pastes them"
+        )
     return _shared(batch, share, partners, lambda key, value, partner: share * value + (1 - share) * partner)
 
 
 def _shared(batch: Batch, share: float, partners: np.ndarray, join: Callable[[str, Tensor, Tensor], Tensor]) -> Batch:
     """The batch with its columns of numbers joined with those of the partners, and class ids beside the partners'."""
+    if BOXES in batch:
+        raise Conflict(
+            f"MixUp and CutMix give an example the labels of two, and do not know what becomes of its `{BOXES}`; drop them"
+        )
     out = dict(batch)
     for key, value in batch.items():
         if not is_plain(key):
@@ -184,6 +196,9 @@ def pasted(batch: Batch, window: Window, partners: np.ndarray, key: str) -> Batc
     """The batch with the window of each picture, and of its mask, filled from its partner's.
 
     Labels have the shares of the areas: class ids `y` stay beside those of the partners, other numbers are mixed.
+
+    Raises:
+        Conflict: the batch holds boxes.
     """
     share = window.share_outside(*batch[key].shape[-2:])
 

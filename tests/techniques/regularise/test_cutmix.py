@@ -16,7 +16,7 @@ from regraft.data.sources import Examples, Tensors
 from regraft.errors import Conflict
 from regraft.losses.supervised import cross_entropy
 from regraft.phases.evaluate.reliability import ece_statistics, stated_and_observed
-from regraft.techniques.regularise.mixup import CutMix, MixUp, Window, cutting, pasted
+from regraft.techniques.regularise.mixup import CutMix, MixUp, Window, cutting, mixed, pasted
 
 
 def pictures(n: int = 8, size: int = 16) -> Examples:
@@ -49,6 +49,17 @@ def test_the_share_of_the_label_is_exactly_the_share_of_the_area():
                 assert int(area) == int((~kept[row]).sum()), "the window is a rectangle"
         seen.add(float(batch["share"][0]))
     assert len(seen) > 20
+
+
+def test_what_has_no_mean_is_refused():
+    x, partners = torch.rand(2, 1, 4, 4), np.array([1, 0])
+    with pytest.raises(Conflict, match="`mask` holds whole numbers"):
+        mixed({"x": x, "mask": torch.zeros(2, 4, 4, dtype=torch.long)}, 0.5, partners)
+    assert mixed({"x": x, "mask": x[:, 0]}, 0.5, partners)["mask"].is_floating_point()
+    boxed = {"x": x, "boxes": torch.ones(2, 1, 4)}
+    for mixing_of in (lambda: mixed(boxed, 0.5, partners), lambda: pasted(boxed, Window(0, 2, 0, 2), partners, "x")):
+        with pytest.raises(Conflict, match="do not know what becomes of its `boxes`"):
+            mixing_of()
 
 
 def test_a_window_is_pasted_into_picture_and_mask_as_computed_by_hand():
