@@ -45,11 +45,12 @@ class Gated(nn.Module):
         super().__init__()
         self.base, self.groups, self.spec = base, tuple(groups), spec
         first = math.log(spec.start / (1 - spec.start)) / spec.speed
-        self.scaled = nn.ParameterList([nn.Parameter(torch.full(group.shape, first)) for group in groups])
+        sizes = [math.prod(group.shape) for group in groups]  # as vectors, which do not decay
+        self.scaled = nn.ParameterList([nn.Parameter(torch.full((size,), first)) for size in sizes])
 
     def log_alpha(self, index: int) -> Tensor:
         """Of the gates of a group."""
-        return self.spec.speed * self.scaled[index]
+        return self.spec.speed * self.scaled[index].view(self.groups[index].shape)
 
     def forward(self, model: nn.Module, batch: Batch, clock: Clock) -> Loss:
         """The loss plus `weight` for each weight that is expected to be open; `open_share` in the log is theirs of all."""

@@ -10,8 +10,12 @@ from torch import nn
 
 from regraft.config.recipe import recipe_from_tree
 from regraft.core import Hook, compile, fit
+from regraft.core.descent import descents
+from regraft.core.train import start
 from regraft.errors import Conflict
 from regraft.layers.hard_concrete import HIGH, LOW, TEMPERATURE, open_probability, sampled_gates, settled_gates
+from regraft.optim.build import DescentBuilder
+from regraft.optim.optimizers import AdamW
 from regraft.phases.train import train_job
 from regraft.techniques.regularise.l0_penalty import L0Penalty
 from regraft.techniques.regularise.weight_average import WeightAverage
@@ -150,3 +154,15 @@ def test_the_saved_model_is_plain_and_holds_the_zeros(tmp_path):
     assert any("weights with a gate are exactly 0" in note for note in notes["notes"])
     last, final = notes["validations"]["train"][-1], run.read_json("metrics.json")["final"]["valid"]
     assert last["score"] == pytest.approx(final["accuracy"]["value"], abs=1e-6)
+
+
+def test_weight_decay_opens_and_closes_no_gate():
+    update = DescentBuilder(optimizer=AdamW(lr=0.01, weight_decay=0.1))
+    for unit in ("rows", "weights"):
+        run = start(compile(toy.recipe(toy.stage(update=update)), [L0Penalty(unit=unit)]))
+        (descent,) = descents(run.step)
+        gates = {id(p) for name, p in descent.named.items() if "scaled" in name}
+        decays = {
+            group["weight_decay"] for group in descent.optimizer.param_groups for p in group["params"] if id(p) in gates
+        }
+        assert decays == {0.0}
