@@ -76,8 +76,10 @@ def train_folds(spec: RecipeSpec, out: Path, *, folds: int, reporter: Reporter |
 
 
 def _score(notes: dict[str, Any], spec: RecipeSpec) -> float:
-    """The last validation score of the last stage."""
+    """The validation score of the weights that the last stage ended with: its last, or with `patience` its best."""
     results = notes["validations"].get(spec.stages[-1].name)
     if not results:
         raise ConfigError("--folds: nobody can judge this model on validation rows, so folds cannot be compared")
-    return float(results[-1]["score"])
+    if spec.validate_.patience is None:
+        return float(results[-1]["score"])
+    return float(max(results, key=lambda result: (result["score"], -result["loss"]))["score"])

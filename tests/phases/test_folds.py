@@ -92,3 +92,10 @@ def test_what_cannot_be_cross_validated_is_said(tmp_path):
         (tmp_path / f"{name}.csv").write_text("\n".join(["x,label", *lines]))
     with pytest.raises(DataError, match="has a validation split of its own"):
         load(DataSpec(path=str(tmp_path), folds=3))
+
+
+def test_with_patience_a_fold_has_the_score_of_the_weights_that_it_ended_with():
+    results = [{"score": 0.7, "loss": 0.5}, {"score": 0.9, "loss": 0.4}, {"score": 0.8, "loss": 0.3}]
+    for validate, score in (("{patience: 2}", 0.9), ("{}", 0.8)):
+        spec = parse_recipe(f"{RECIPE}\nvalidate: {validate}")
+        assert module._score({"validations": {"a": results}}, spec) == score
