@@ -25,7 +25,6 @@ from regraft.models.safety import checked_config
 from regraft.models.surgery import added_names, operated
 
 CHANGED = "changed.safetensors"
-HEADS = ("ForSequenceClassification", "ForImageClassification", "ForCausalLM")  # what a class with a head is called
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -107,40 +106,56 @@ def started(folder: Path, info: Mapping[str, Any], base: Base) -> nn.Module:
     if info["kind"] == "graft":
         cutting = Cutting(dropped=tuple(info["cut"]["dropped"]), skipped=tuple(info["cut"]["skipped"]))
         return operated(same_tensors(cutting.applied(base.module)), info["surgery"])
-    import transformers
-
     checked_config(folder)
-    config = config_of(folder)
-    name = str((config.architectures or [""])[0])
-    if not name.endswith(HEADS) or not hasattr(transformers, name):
-        raise ModelError(
-            f"{folder}/config.json names {name!r} as its class, which is no transformers model with a head; copy it again"
-        )
     with quiet(), torch.random.fork_rng(devices=[]):
-        whole: Any = getattr(transformers, name)(config)
+        whole: Any = headed_class(info).from_config(config_of(folder), dtype=torch.float32, trust_remote_code=False)
     names = whole.state_dict().keys()
     under = {f"{whole.base_model_prefix}.{name}": value for name, value in base.module.state_dict().items()}
     put(whole, {name: value for name, value in under.items() if name in names})
     return operated(whole, info["surgery"])
 
 
+def headed_class(info: Mapping[str, Any]) -> Any:
+    """The class of transformers that makes a model with its own head, by what model.json says it is for."""
+    import transformers
+
+    if info["task"] == "language-model":
+        return transformers.AutoModelForCausalLM
+    kind = "Sequence" if info["modality"] == "text" else "Image"
+    return getattr(transformers, f"AutoModelFor{kind}Classification")
+
+
 def changes(network: nn.Module, start: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a network that were put in, that its start has not, or that differ from it in any bit; by name."""
-    before, added = start.state_dict(), {n for n in added_names(network) if n in dict(network.named_parameters())}
+    """The tensors of a network that were put in, that its start has not, or that differ from it in any bit; by name.
+
+    A parameter that has several names, as tied embeddings have, stands under its first one.
+    """
+    names = dict(network.named_parameters()).keys()
+    again = dict(network.named_parameters(remove_duplicate=False)).keys() - names
+    before, added = start.state_dict(), added_names(network) & names
     return {
         name: value
         for name, value in network.state_dict().items()
-        if name in added or name not in before or not same_bits(value, before[name])
+        if name not in again and (name in added or name not in before or not same_bits(value, before[name]))
     }
 
 
 def put(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Have a network hold these tensors themselves in place of its own, which are left as they are."""
+    """Have a network hold these tensors themselves in place of its own, which are left as they are; what is tied stays so."""
+    places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for owner in network.modules():
+        for own, parameter in owner._parameters.items():
+            if parameter is not None:
+                places.setdefault(parameter, []).append((owner, own))
     for name, value in tensors.items():
         owner_name, _, own = name.rpartition(".")
         owner = network.get_submodule(owner_name)
-        if own in owner._parameters:
-            owner._parameters[own] = nn.Parameter(value.detach(), requires_grad=value.is_floating_point())
+        old = owner._parameters.get(own)
+        if old is not None:
+            new = nn.Parameter(value.detach(), requires_grad=value.is_floating_point())
+            places[new] = places.pop(old)
+            for holder, key in places[new]:
+                holder._parameters[key] = new
         else:
             owner._buffers[own] = value.detach()
 

@@ -25,7 +25,7 @@ from regraft.core.modes import eval_mode
 from regraft.errors import ModelError
 from regraft.layers.reparametrise import folded
 from regraft.models.backbone import Backbone, Boundary, Cutting, plain_backbone
-from regraft.models.delta import Base, base_of, delta_network
+from regraft.models.delta import Base, base_of, delta_network, headed_class
 from regraft.models.graft import Graft, captured, count_parameters, put_linear
 from regraft.models.headers import load_tensors
 from regraft.models.heads import head_name
@@ -309,13 +309,8 @@ def _loaded_base(folder: Path, info: Mapping[str, Any], module: nn.Module | None
 
 def _standard_base(base: Path, info: Mapping[str, Any]) -> nn.Module:
     """The transformers model with its head from a plain folder."""
-    import transformers
-
-    kind = "Sequence" if info["modality"] == "text" else "Image"
-    language = info["task"] == "language-model"
-    auto_class = getattr(transformers, "AutoModelForCausalLM" if language else f"AutoModelFor{kind}Classification")
     with quiet():
-        return from_folder(auto_class, base)
+        return from_folder(headed_class(info), base)
 
 
 def _cutting(info: Mapping[str, Any]) -> Cutting:
