@@ -54,7 +54,14 @@ class Engine:
                     )
                 self.legs[leg.number] = leg
             elif kind == "end":
-                self._ended(Outcome(**content))
+                try:
+                    outcome = Outcome(**content)
+                except TypeError as error:
+                    raise RunError(
+                        f"{self.journal.path}: an outcome is not as this version of regraft writes it ({error}); go on with the "
+                        "version the search was begun with, or begin another one"
+                    ) from None
+                self._ended(outcome)
             elif kind == RETRY:
                 self.lost.setdefault(int(content["leg"]), []).append(str(content["reason"]))
         return [leg for number, leg in self.legs.items() if number not in self.outcomes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -155,6 +156,28 @@ def test_a_journal_of_another_search_is_refused(tmp_path):
     other = Random().start(SPACE, shares=(1.0,), trials=4, seed=4)
     with pytest.raises(RunError, match="leg 0 is not the one this recipe"):
         Engine(other, Journal(tmp_path / "journal.jsonl")).replay()
+
+
+def test_a_journal_of_another_version_is_refused(tmp_path):
+    from search.toy import score
+
+    engine(tmp_path, 2).run(Here(score), work_of(tmp_path, {}))
+    journal = tmp_path / "journal.jsonl"
+    journal.write_text(journal.read_text().replace('"attempts"', '"tries"'))
+    with pytest.raises(RunError, match=r"not as this version of regraft writes it \(.*'tries'"):
+        engine(tmp_path, 2).replay()
+
+
+def test_a_line_for_which_there_is_half_the_room_ends_the_search_and_is_not_gone_on_from(tmp_path, monkeypatch):
+    journal, write = Journal(tmp_path / "journal.jsonl"), os.write
+    journal.write({"ask": {"number": 0}})
+    monkeypatch.setattr("regraft.search.journal.os.write", lambda file, line: write(file, line[:5]))
+    with pytest.raises(RunError, match="cannot be written"):
+        journal.write({"ask": {"number": 1}})
+    monkeypatch.undo()
+    assert list(journal.read()) == [{"ask": {"number": 0}}]
+    journal.write({"ask": {"number": 1}})
+    assert list(journal.read()) == [{"ask": {"number": 0}}, {"ask": {"number": 1}}]
 
 
 def test_no_more_trials_are_begun_when_the_time_is_over(tmp_path):
