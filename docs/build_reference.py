@@ -21,6 +21,7 @@ from pydantic_core import PydanticUndefined
 
 from regraft.cli.chart import curve
 from regraft.config.catalogue import CATALOGUE, find
+from regraft.config.costs import cost_of, cost_sentence
 from regraft.config.spec import Named, Spec
 from regraft.core.stage import SLOTS
 from regraft.core.technique import Technique
@@ -224,6 +225,8 @@ def technique_page(name: str) -> str:
     parts = [GENERATED, f"# {name}\n", f"{doc.first}\n", f"{doc.body}\n" if doc.body else ""]
     parts.append(f"**Use it when** {doc.use}\n" if doc.use else "")
     parts.append(f"**Not** {doc.avoid}\n" if doc.avoid else "")
+    cost = cost_of(name)
+    parts.append(f"{cost_sentence(cost)}\n" if cost is not None else "")
     table = field_table(cls, doc.fields)
     parts.append(f"## Options\n\n{table}" if table else "It has no options.\n")
     parts.append(f"## In a recipe\n\n```yaml\n{doc.example}\n```\n")

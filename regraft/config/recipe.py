@@ -59,7 +59,9 @@ class ModelSpec(Spec):
     allow_pickled_weights: bool = (
         False  # weights of a .bin, .pt or .pth file: read once without running code, kept as safetensors
     )
-    sha256: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$")  # of the weights, checked when they are loaded
+    sha256: str | None = Field(
+        default=None, pattern="^[0-9a-fA-F]{64}$"
+    )  # of the weights, checked when they are loaded
     weights: Literal["pretrained", "fresh"] = "pretrained"  # of a model with a `name`; fresh: its network, from scratch
     commercial: bool = False  # refuse weights whose licence forbids commercial use, or does not say that it is allowed
     packing: bool = (
@@ -162,7 +164,9 @@ class RecipeSpec(Spec):
     search: SearchSpec | None = None  # fields to be searched over by `regraft search`
     budget_s: float | None = Field(default=None, gt=0)  # seconds the plan turns into counted work
     strategy: str | None = None  # skips the race: probe, last-k, thaw, norm, lora, adapter or full
-    constraint: Literal["edge", "dynamic"] | None = None  # small hardware, a domain that changes: the plan says what to do
+    constraint: Literal["edge", "dynamic"] | None = (
+        None  # small hardware, a domain that changes: the plan says what to do
+    )
     ignore_audit_errors: bool = False
     reasons: tuple[str, ...] = ()  # why the plan is as it is, a sentence each
 

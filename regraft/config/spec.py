@@ -16,7 +16,9 @@ from regraft.errors import ConfigError, suggest
 class Spec(BaseModel):
     """Frozen, validated options. Unknown fields are refused with the nearest valid name."""
 
-    written: ClassVar[frozenset[str]] = frozenset()  # fields that a file keeps where they were given, at their default too
+    written: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # fields that a file keeps where they were given, at their default too
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, validate_default=True)
 

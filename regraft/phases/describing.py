@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from regraft.config.catalogue import CATALOGUE, find, names
+from regraft.config.costs import cost_of, cost_sentence
 from regraft.config.parse import dump_one, load_yaml, override
 from regraft.config.recipe import RecipeSpec, recipe_from_tree
 from regraft.config.spec import Named
@@ -42,7 +43,7 @@ def first_line(cls: type) -> str:
 
 
 def entry(name: str) -> dict[str, Any]:
-    """`{family, name, doc, fields, source, recipe}` of one part of the catalogue.
+    """`{family, name, doc, fields, source, cost, recipe}` of one part of the catalogue; `cost` as by `config.costs`.
 
     Raises:
         ConfigError: there is none of that name in any family.
@@ -60,6 +61,7 @@ def entry(name: str) -> dict[str, Any]:
         "doc": re.split(r"\n\n(?:Attributes|Example):", doc)[0],
         "fields": [_field(field_name, field, doc) for field_name, field in cls.model_fields.items()],
         "source": sources(doc),
+        "cost": cost_of(found),
         "recipe": _example(every[found], found, doc),
     }
 
@@ -73,6 +75,7 @@ def entry_lines(found: Mapping[str, Any]) -> list[str]:
         what = f"  {each['what']}" if each["what"] else ""
         lines.append(f"  {each['name']:<{width}}  {each['type']}{bounds}; {each['default']}{what}")
     lines += ["", f"Source: {'; '.join(found['source'])}"] if found["source"] else []
+    lines += ["", cost_sentence(found["cost"])] if found["cost"] else []
     return [*lines, "", "In a recipe:", *(f"  {line}" for line in str(found["recipe"]).splitlines())]
 
 
