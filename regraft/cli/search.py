@@ -65,7 +65,9 @@ def _with_options(spec: RecipeSpec, trials: int | None, method: str | None) -> R
         changes["trials"] = trials
     if method is not None:
         folded = {name.casefold(): name for name in names("method")}
-        changes["method"] = folded.get(method.casefold(), method)
+        wanted = folded.get(method.casefold(), method)
+        if wanted != type(section(spec).method).__name__:  # else the recipe's own, with its options
+            changes["method"] = wanted
     return spec.replaced(search=section(spec).replaced(**changes)) if changes else spec
 
 

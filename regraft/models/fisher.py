@@ -71,8 +71,8 @@ def fisher(
 
 
 def first_examples(stage: Stage[Any], samples: int) -> Iterator[Batch]:
-    """The first `samples` examples that a stage draws, batch by batch; the same ones at each call."""
-    seen = 0
+    """The first `samples` examples that a stage draws, batch by batch; the same ones at each call, and none twice."""
+    seen, samples = 0, min([samples, *(len(encoded) for encoded in stage.source.examples.values())])
     with torch.random.fork_rng(devices=[]):
         for batch in stage.source.batches(stage.model):
             part = {key: value[: samples - seen] for key, value in batch.items()}

@@ -29,8 +29,10 @@ PHRASES = (  # what the text of a licence file says -> how hubs call the licence
     (r"permission is hereby granted, free of charge", "mit"),
 )
 NON_COMMERCIAL = re.compile(r"(^|[^a-z])nc([^a-z]|$)|non-?\s?commercial|research[- ]only", re.IGNORECASE)
-COMMERCIAL = re.compile(
-    r"^(apache|mit|bsd|isc|cc0|cc-by(-sa)?(-\d|$)|unlicense|wtfpl|zlib|l?gpl|agpl|mpl|.*openrail|llama|gemma|bigscience)",
+COMMERCIAL = re.compile(  # a family, its version, and words that change nothing of this
+    r"(apache|mit|bsd|isc|cc0|cc-by(-sa)?|unlicense|wtfpl|zlib|l?gpl|agpl|mpl|llama|gemma)"
+    r"([- ]?v?\d[\w.]*)?([- ](clause|or-later|only|clear|universal|community|licen[sc]e))*"
+    r"|.*openrail[\w.-]*|bigscience[\w.-]*",
     re.IGNORECASE,
 )
 
@@ -98,7 +100,7 @@ def allows_commercial_use(licence: str | None) -> bool | None:
         return None
     if NON_COMMERCIAL.search(licence):
         return False
-    return True if COMMERCIAL.match(licence) else None
+    return True if COMMERCIAL.fullmatch(licence.strip()) else None
 
 
 def why_not_commercial(licence: str | None) -> str | None:

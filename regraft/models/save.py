@@ -178,7 +178,9 @@ def _write(model: nn.Module, folder: Path, info: dict[str, Any]) -> None:
         info["loads_plainly"] = _write_graft_base(model, base)
         size = [] if info["modality"] == "text" else info["example_shape"][1:]
         pooler = takes_pooler_option(network.config)
-        if all(description["kind"] == "lora" for description in info["surgery"]):  # what plain PyTorch and peft can rebuild
+        if all(
+            description["kind"] == "lora" for description in info["surgery"]
+        ):  # what plain PyTorch and peft can rebuild
             padded = bool(getattr(network.config, "tf_padding", False))
             plain = info["loads_plainly"]
             code = graft_code(info, loads_plainly=plain, pooler_option=pooler, lora=lora, padded=padded, size=size)

@@ -34,7 +34,10 @@ def _hardware() -> dict[str, Any]:
     found |= {"processor": _processor(), "instructions": torch.backends.cpu.get_cpu_capability()}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
-        found["tf32"] = {"convolutions": torch.backends.cudnn.allow_tf32, "products": torch.get_float32_matmul_precision()}
+        found["tf32"] = {
+            "convolutions": torch.backends.cudnn.allow_tf32,
+            "products": torch.get_float32_matmul_precision(),
+        }
     return found
 
 

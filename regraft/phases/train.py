@@ -166,7 +166,13 @@ def start_phase(job: Job, made: Made) -> dict[str, Any]:
     kept = state_sentences(made.assembled.recipe, made.spec.train.optimizer)
     kept += decaying(made.assembled.recipe, cast(Optimizer, made.spec.train.optimizer))
     advice = sentences(advise(situation(made.assembled)))
-    said = [*made.spec.reasons, *made.assembled.sentences, *leaks(made.assembled.main.materials.dataset), *kept, *advice]
+    said = [
+        *made.spec.reasons,
+        *made.assembled.sentences,
+        *leaks(made.assembled.main.materials.dataset),
+        *kept,
+        *advice,
+    ]
     with job.phase("start", "the model before training"):
         for sentence in said:
             job.reporter.say(sentence)

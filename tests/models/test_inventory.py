@@ -116,7 +116,9 @@ def test_gpt_3_is_recorded_as_closed_and_cannot_be_asked_for():
     [
         ("apache-2.0", True), ("MIT", True), ("BSD-2-Clause", True), ("cc-by-4.0", True), ("creativeml-openrail-m", True),
         ("llama-community", True), ("cc-by-nc-4.0", False), ("cc-by-nc-sa-4.0", False), ("nvidia-source-code-nc", False),
-        ("non-commercial", False), ("research-only", False), ("other", None), ("bespoke", None), (None, None),
+        ("non-commercial", False), ("research-only", False), ("other", None), ("mitre-research", None),
+        ("apache-2.0-research", None), ("bigscience-bloom-rail-1.0", True), ("Apache-2.0 license", True),
+        ("llama3.1", True), ("bespoke", None), (None, None),
     ],
 )  # fmt: skip
 def test_licences_are_told_apart_by_name(licence, allowed):

@@ -50,7 +50,7 @@ class TellLayers(Hook):
         whole = sum(p.numel() for p in run.stage.model.parameters())
         run.note(
             f"FisherNorms trains {len(self.chosen_layers)} of {self.total} normalisation layers and the head, {size:,} of "
-            f"{whole:,} parameters, as {self.samples:,} examples say: {', '.join(self.chosen_layers)}"
+            f"{whole:,} parameters, as at most {self.samples:,} examples say: {', '.join(self.chosen_layers)}"
         )
 
 
