@@ -327,6 +327,15 @@ def claims() -> str:
     return table(header, rows, numbers_from=8)
 
 
+def pairs() -> str:
+    """Pairs of techniques by what comes of them."""
+    found = results("pairs")
+    if found is None:
+        return UNMEASURED
+    rows = [[outcome, number(count, 0)] for outcome, count in found["counts"].items()]
+    return table([f"pairs of {found['techniques']} techniques", number(found["pairs"], 0)], rows, numbers_from=1)
+
+
 def mixed_precision() -> str:
     """The speed and memory of lower precisions beside what is published."""
     found = results("claims/mixed_precision")
@@ -383,6 +392,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "reliability": reliability,
     "faults": faults,
     "claims": claims,
+    "pairs": pairs,
     "mixed_precision": mixed_precision,
     "techniques": techniques,
 }
