@@ -327,6 +327,24 @@ def claims() -> str:
     return table(header, rows, numbers_from=8)
 
 
+def toolbox_race() -> str:
+    """The race of today against that of the foundation."""
+    found = results("toolbox_race")
+    if found is None:
+        return UNMEASURED
+    rows = [
+        [line["data"], str(line["seeds"]), *(number(line[arm], 4) for arm in ("foundation", "toolbox"))]
+        + [
+            f"{line['difference']:+.4f}",
+            ", ".join(line["winners"]["foundation"]),
+            ", ".join(line["winners"]["toolbox"]),
+        ]
+        for line in found["found"]
+    ]
+    header = ["data", "seeds", "foundation", "toolbox", "difference", "won then", "wins now"]
+    return table(header, rows, numbers_from=1)
+
+
 def pairs() -> str:
     """Pairs of techniques by what comes of them."""
     found = results("pairs")
@@ -393,6 +411,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "faults": faults,
     "claims": claims,
     "pairs": pairs,
+    "toolbox_race": toolbox_race,
     "mixed_precision": mixed_precision,
     "techniques": techniques,
 }
