@@ -333,8 +333,10 @@ def toolbox_race() -> str:
     if found is None:
         return UNMEASURED
     rows = [
-        [line["data"], str(line["seeds"]), *(number(line[arm], 4) for arm in ("foundation", "toolbox"))]
-        + [
+        [
+            line["data"],
+            str(line["seeds"]),
+            *(number(line[arm], 4) for arm in ("foundation", "toolbox")),
             f"{line['difference']:+.4f}",
             ", ".join(line["winners"]["foundation"]),
             ", ".join(line["winners"]["toolbox"]),
