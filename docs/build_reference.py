@@ -153,7 +153,7 @@ def type_words(annotation: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(type_words(part) for part in parts)
     if origin is tuple:
-        members = "texts" if parts[0] is str else f"{type_words(parts[0])}s"
+        members = "texts" if parts[0] is str else f"{type_words(parts[0]).removesuffix('s')}s"
         if inspect.isclass(parts[0]) and issubclass(parts[0], Spec):
             members = f"`{{{', '.join(parts[0].model_fields)}}}`"
         return f"list of {members}" if Ellipsis in parts else f"{len(parts)} {members}"
