@@ -12,17 +12,26 @@ from regraft.core.stage import Recipe, Stage, each_stage
 from regraft.errors import ConfigError
 
 
-def edit_models(recipe: Recipe, edit: Callable[[nn.Module, Stage[Any]], nn.Module]) -> Recipe:
+def _with_model(stage: Stage[Any], model: nn.Module) -> Stage[Any]:
+    return replace(stage, model=model)
+
+
+def edit_models(
+    recipe: Recipe,
+    edit: Callable[[nn.Module, Stage[Any]], nn.Module],
+    put: Callable[[Stage[Any], nn.Module], Stage[Any]] = _with_model,
+) -> Recipe:
     """The recipe with every model that a stage trains replaced by what `edit` makes of it and of the first stage it is in.
 
-    `edit` leaves the model it is given as it is, see `layers.sharing.same_tensors`, and keeps the names of its parameters.
+    `put` makes a stage of the one before and its new model, where more changes than the model, such as what trains. `edit`
+    leaves the model it is given as it is, see `layers.sharing.same_tensors`, and keeps the names of its parameters.
     """
     edited: dict[int, nn.Module] = {}
     for stage in recipe.stages:
         if id(stage.model) not in edited:
             edited[id(stage.model)] = edit(stage.model, stage)
     whole = edited.get(id(recipe.model), recipe.model)
-    return replace(each_stage(recipe, lambda stage: replace(stage, model=edited[id(stage.model)])), model=whole)
+    return replace(each_stage(recipe, lambda stage: put(stage, edited[id(stage.model)])), model=whole)
 
 
 def refuse_steady(model: nn.Module, *, asked_by: str, what: str) -> None:

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from regraft.core.stage import Recipe, Stage, each_stage
+from regraft.core.stage import Recipe, Stage
 from regraft.core.technique import Technique
 from regraft.errors import Conflict
 from regraft.layers.bottleneck import Bottlenecks, adapter_parameters, insert, places_for
+from regraft.models.edit import edit_models
 from regraft.models.example import run_once
 from regraft.models.freeze import KeepStatistics
 from regraft.models.parts import chosen, parts_of
@@ -55,12 +56,7 @@ class Adapter(Technique):
 
     def apply(self, recipe: Recipe) -> Recipe:
         """Every model that is trained gets adapters once, and every stage trains them and the head."""
-        adapted: dict[int, nn.Module] = {}
-        for stage in recipe.stages:
-            if id(stage.model) not in adapted:
-                adapted[id(stage.model)] = self._adapted(stage)
-        whole = adapted.get(id(recipe.model), recipe.model)
-        return replace(each_stage(recipe, lambda s: self._trained(s, adapted[id(s.model)])), model=whole)
+        return edit_models(recipe, lambda model, stage: self._adapted(stage), self._trained)
 
     def _adapted(self, stage: Stage[Any]) -> nn.Module:
         model = stage.model

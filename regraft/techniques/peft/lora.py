@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import nn
 
-from regraft.core.stage import Recipe, Stage, each_stage
+from regraft.core.stage import Recipe, Stage
 from regraft.core.technique import Technique
 from regraft.errors import ConfigError
 from regraft.layers.low_rank import LowRank, find_targets, inject, low_rank_parameters
+from regraft.models.edit import edit_models
 from regraft.models.parts import chosen, parts_of
 from regraft.models.placement import Placement, placed
 from regraft.models.trace import holds
@@ -56,14 +57,7 @@ class LoRA(Technique):
 
     def apply(self, recipe: Recipe) -> Recipe:
         """Every model that is trained gets adapters once, and every stage trains them and the head."""
-        adapted: dict[int, nn.Module] = {}
-        for model in (recipe.model, *(stage.model for stage in recipe.stages)):
-            if id(model) not in adapted:
-                adapted[id(model)] = self._adapted(model)
-        return replace(
-            each_stage(recipe, lambda stage: self._trained(stage, adapted[id(stage.model)])),
-            model=adapted[id(recipe.model)],
-        )
+        return edit_models(recipe, lambda model, stage: self._adapted(model), self._trained)
 
     def _adapted(self, model: nn.Module) -> nn.Module:
         targets = find_targets(model, self.targets)

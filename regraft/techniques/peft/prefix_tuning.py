@@ -11,10 +11,11 @@ from torch import nn
 
 from regraft.core.forward import forward, inputs_of
 from regraft.core.modes import eval_mode
-from regraft.core.stage import Recipe, Stage, each_stage
+from regraft.core.stage import Recipe, Stage
 from regraft.core.technique import Technique
 from regraft.errors import Conflict, ModelError
 from regraft.layers.prefix import Prefixes, choosable, insert, prefix_parameters, start_from, watch_attention
+from regraft.models.edit import edit_models
 from regraft.models.example import run_once
 from regraft.models.parts import chosen, parts_of
 from regraft.models.placement import Placement, placed
@@ -58,12 +59,7 @@ class PrefixTuning(Technique):
 
     def apply(self, recipe: Recipe) -> Recipe:
         """Every model that is trained gets prefixes once, and every stage trains them and the head."""
-        adapted: dict[int, nn.Module] = {}
-        for stage in recipe.stages:
-            if id(stage.model) not in adapted:
-                adapted[id(stage.model)] = self._adapted(stage)
-        whole = adapted.get(id(recipe.model), recipe.model)
-        return replace(each_stage(recipe, lambda s: self._trained(s, adapted[id(s.model)])), model=whole)
+        return edit_models(recipe, lambda model, stage: self._adapted(stage), self._trained)
 
     def _adapted(self, stage: Stage[Any]) -> nn.Module:
         model = stage.model

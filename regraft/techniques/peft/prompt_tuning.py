@@ -10,10 +10,11 @@ from pydantic import Field
 from torch import nn
 
 from regraft.core.modes import eval_mode
-from regraft.core.stage import Recipe, Stage, each_stage
+from regraft.core.stage import Recipe, Stage
 from regraft.core.technique import Technique
 from regraft.errors import Conflict, ModelError
 from regraft.layers.prompt import Encoder, Prompt, find_network, insert, prompt_parameters, require_room
+from regraft.models.edit import edit_models
 from regraft.models.example import run_once
 from regraft.models.parts import chosen, parts_of
 
@@ -26,28 +27,23 @@ def with_prompt(
     Raises:
         Conflict: a model holds no network of texts that a prompt can be put before, or no room for it.
     """
-    adapted: dict[int, nn.Module] = {}
-    for stage in recipe.stages:
-        if id(stage.model) not in adapted:
-            try:
-                network = find_network(stage.model)
-                width = stage.model.get_submodule(network).get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-                given = Prompt(
-                    network=network,
-                    tokens=tokens,
-                    encoder=encoder,
-                    hidden=hidden or (width if encoder != "none" else 0),
-                )
-                adapted[id(stage.model)] = _prompted(stage, given, asked_by, seed)
-            except ModelError as error:
-                raise Conflict(f"{asked_by}: {error}") from None
 
-    def trained(stage: Stage[Any]) -> Stage[Any]:
-        model = adapted[id(stage.model)]
+    def edited(model: nn.Module, stage: Stage[Any]) -> nn.Module:
+        try:
+            network = find_network(model)
+            width = model.get_submodule(network).get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+            size = hidden or (width if encoder != "none" else 0)
+            return _prompted(
+                stage, Prompt(network=network, tokens=tokens, encoder=encoder, hidden=size), asked_by, seed
+            )
+        except ModelError as error:
+            raise Conflict(f"{asked_by}: {error}") from None
+
+    def trained(stage: Stage[Any], model: nn.Module) -> Stage[Any]:
         head = chosen(stage, parts_of(stage.model).head, asked_by=asked_by, what="head")
         return replace(stage, model=model, trains=head | prompt_parameters(model))
 
-    return replace(each_stage(recipe, trained), model=adapted.get(id(recipe.model), recipe.model))
+    return edit_models(recipe, edited, trained)
 
 
 def _prompted(stage: Stage[Any], given: Prompt, asked_by: str, seed: int) -> nn.Module:

@@ -10,11 +10,12 @@ from torch import nn
 
 from regraft.core.protocols import Hook
 from regraft.core.run import Run
-from regraft.core.stage import Recipe, Stage, each_stage
+from regraft.core.stage import Recipe, Stage
 from regraft.core.technique import Technique
 from regraft.errors import ConfigError
 from regraft.layers.low_rank import find_targets
 from regraft.layers.quantised import Bits, QuantisedBase, change_parameters, insert, quantised_layers
+from regraft.models.edit import edit_models
 from regraft.models.parts import chosen, parts_of
 from regraft.models.placement import Placement, is_linear, placed
 from regraft.models.trace import holds
@@ -80,13 +81,8 @@ class QLoRA(Technique):
 
     def apply(self, recipe: Recipe) -> Recipe:
         """Every model that is trained is quantised once, and every stage trains the changes and the head."""
-        adapted: dict[int, nn.Module] = {}
-        for model in (recipe.model, *(stage.model for stage in recipe.stages)):
-            if id(model) not in adapted:
-                adapted[id(model)] = insert(model, self._description(model), seed=self.seed)
-        return replace(
-            each_stage(recipe, lambda stage: self._trained(stage, adapted[id(stage.model)])),
-            model=adapted[id(recipe.model)],
+        return edit_models(
+            recipe, lambda model, stage: insert(model, self._description(model), seed=self.seed), self._trained
         )
 
     def _description(self, model: nn.Module) -> QuantisedBase:

@@ -8,12 +8,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from regraft.core.stage import Recipe, Stage, each_stage
+from regraft.core.stage import Recipe, Stage
 from regraft.core.technique import Technique
 from regraft.errors import Conflict
 from regraft.layers.bottleneck import places_for
 from regraft.layers.extra import ExtraLayers, extend, extra_parameters
 from regraft.models.blocks import blocks
+from regraft.models.edit import edit_models
 from regraft.models.example import run_once
 from regraft.models.freeze import KeepStatistics
 from regraft.models.parts import chosen, may_train, parts_of
@@ -55,12 +56,7 @@ class AddLayers(Technique):
 
     def apply(self, recipe: Recipe) -> Recipe:
         """Every model that is trained is extended once, and every stage trains the new layers and the head."""
-        extended: dict[int, nn.Module] = {}
-        for stage in recipe.stages:
-            if id(stage.model) not in extended:
-                extended[id(stage.model)] = self._extended(stage)
-        whole = extended.get(id(recipe.model), recipe.model)
-        return replace(each_stage(recipe, lambda s: self._trained(s, extended[id(s.model)])), model=whole)
+        return edit_models(recipe, lambda model, stage: self._extended(stage), self._trained)
 
     def _extended(self, stage: Stage[Any]) -> nn.Module:
         model = stage.model
