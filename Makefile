@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_BIN := .venv-bench/bin
 BENCH_STAMP := .venv-bench/.installed
-BENCHMARKS := $(filter-out benchmarks/readme_tables.py benchmarks/harness.py benchmarks/claims/common.py, \
+BENCHMARKS := $(filter-out benchmarks/readme_tables.py benchmarks/claim_tables.py benchmarks/tables.py benchmarks/harness.py \
+	benchmarks/claims/common.py, \
 	$(wildcard benchmarks/*.py benchmarks/claims/*.py))
 CHECKED := regraft tests benchmarks docs $(wildcard examples)
 PROSE := regraft regraft_recipes benchmarks docs README.md CHANGELOG.md CONTRIBUTING.md

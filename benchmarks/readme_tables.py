@@ -7,35 +7,18 @@ A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. Figur
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from claim_tables import CLAIM_TABLES
+from tables import UNMEASURED, number, results, table
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 MARKED = re.compile(r"(<!-- table: (?P<name>\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-UNMEASURED = "Not measured yet; `make bench` does it.\n"
-
-
-def results(name: str) -> Any:
-    """What a benchmark wrote, or None before it was run."""
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def table(header: list[str], rows: list[list[str]], *, numbers_from: int) -> str:
-    """A Markdown table; the columns from `numbers_from` on are aligned to the right."""
-    rule = ["---" if column < numbers_from else "---:" for column in range(len(header))]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, rule, *rows]) + "\n"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A value with fixed digits, or a dash where there is none."""
-    return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def main_job() -> str:
@@ -312,66 +295,6 @@ def faults() -> str:
     return table(["fault", "runs", "ended with the same bits"], rows, numbers_from=1)
 
 
-def claims() -> str:
-    """What was claimed of techniques, measured again: a line a claim and setting."""
-    files = sorted((RESULTS / "claims").glob("*.json"))
-    lines = [line for file in files for line in json.loads(file.read_text(encoding="utf-8")).get("claims", ())]
-    if not lines:
-        return UNMEASURED
-    rows = []
-    for line in lines:
-        arms = [f"{line[name]}: {number(line[f'of_{name}'], 4)}" for name in ("better", "than")]
-        interval = f"{line['difference']:+.4f} ({line['low']:+.4f} to {line['high']:+.4f})"
-        rows.append([line["claim"], line["source"], line["on"], line["metric"], *arms, interval, line["verdict"]])
-    header = ["claim", "source", "on", "metric", "this", "against", "difference", "verdict"]
-    return table(header, rows, numbers_from=8)
-
-
-def toolbox_race() -> str:
-    """The race of today against that of the foundation."""
-    found = results("toolbox_race")
-    if found is None:
-        return UNMEASURED
-    rows = [
-        [
-            line["data"],
-            str(line["seeds"]),
-            *(number(line[arm], 4) for arm in ("foundation", "toolbox")),
-            f"{line['difference']:+.4f}",
-            ", ".join(line["winners"]["foundation"]),
-            ", ".join(line["winners"]["toolbox"]),
-        ]
-        for line in found["found"]
-    ]
-    header = ["data", "seeds", "foundation", "toolbox", "difference", "won then", "wins now"]
-    return table(header, rows, numbers_from=1)
-
-
-def pairs() -> str:
-    """Pairs of techniques by what comes of them."""
-    found = results("pairs")
-    if found is None:
-        return UNMEASURED
-    rows = [[outcome, number(count, 0)] for outcome, count in found["counts"].items()]
-    return table([f"pairs of {found['techniques']} techniques", number(found["pairs"], 0)], rows, numbers_from=1)
-
-
-def mixed_precision() -> str:
-    """The speed and memory of lower precisions beside what is published."""
-    found = results("claims/mixed_precision")
-    if found is None:
-        return UNMEASURED
-    rows = []
-    for precision, one in found["found"].items():
-        cells = [
-            f"{number(one[name]['median'], 2)} ({number(one[name]['low'], 2)} to {number(one[name]['high'], 2)})"
-            for name in ("times_as_fast", "share_of_memory")
-        ]
-        rows.append([precision, *cells, one["speed"], one["memory"]])
-    header = ["precision", "times as fast as fp32", "share of its memory", "1.3 to 2 times as fast", "less memory"]
-    return table(header, rows, numbers_from=5)
-
-
 def techniques() -> str:
     """Every technique of the catalogue and the other parts of a recipe, a line an area."""
     from regraft.config.catalogue import CATALOGUE, find
@@ -411,11 +334,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "peak_memory": peak_memory,
     "reliability": reliability,
     "faults": faults,
-    "claims": claims,
-    "pairs": pairs,
-    "toolbox_race": toolbox_race,
-    "mixed_precision": mixed_precision,
     "techniques": techniques,
+    **CLAIM_TABLES,
 }
 
 

@@ -28,14 +28,14 @@ def sharpness(done: Trained) -> dict[str, float]:
     """The three measures on 256 training rows."""
     import torch
 
-    from regraft.phases.landscape import _measures, over
+    from regraft.phases.landscape import measures_of, over
 
     stage = done.assembled.recipe.stages[-1]
     entry, model = done.assembled.main, done.assembled.recipe.model
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     ground = over(model, stage.objective, entry.encoded("train"), entry.targets("train"), names, 256, 0, "all")
     with ground.still():
-        found = _measures(ground.loss, ground.weights, torch.Generator().manual_seed(0))
+        found = measures_of(ground.loss, ground.weights, torch.Generator().manual_seed(0))
     return {METHODS[each.method]: each.value for each in found}
 
 

@@ -134,7 +134,7 @@ def landscape(
         two = across(filter_normalised(weights, draw), one)
         along = line(loss, weights, one, at)
         over = plane(loss, weights, (one, two), at) if dimensions == 2 else None
-        measures = _measures(loss, weights, draw)
+        measures = measures_of(loss, weights, draw)
     return Landscape(
         of=str(path),
         split=split,
@@ -148,7 +148,8 @@ def landscape(
     )
 
 
-def _measures(loss: LossOf, weights: Mapping[str, Tensor], draw: torch.Generator) -> tuple[Sharpness, ...]:
+def measures_of(loss: LossOf, weights: Mapping[str, Tensor], draw: torch.Generator) -> tuple[Sharpness, ...]:
+    """The three measures of sharpness at the weights, each with its method named."""
     return (
         Sharpness(
             method="epsilon-sharpness",

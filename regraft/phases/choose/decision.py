@@ -35,14 +35,6 @@ def decisions(facts: Facts, constraint: Constraint | None = None) -> list[Decisi
     return found if constraint is None else [*found, CONSTRAINTS[constraint]]
 
 
-def _by_size_and_similarity(facts: Facts) -> Decision:
-    return (
-        (_small_far if facts.far else _small_near)(facts)
-        if facts.small
-        else (_big_far if facts.far else _near_big)(facts)
-    )
-
-
 def _measured(facts: Facts) -> str:
     """Size and similarity, and the rule over them."""
     size = f"{facts.rows:,} rows ({'few' if facts.small else 'enough'}: the line is at {FEW_ROWS:,})"
@@ -60,44 +52,37 @@ def _measured(facts: Facts) -> str:
     return f"{size}; {near}; few rows and similar tasks call for freezing more, so {freeze}"
 
 
-def _small_far(facts: Facts) -> Decision:
-    return Decision(
-        name="small-far",
-        when=_measured(facts),
-        take="`Adapter` or `LoRA`, with strong augmentation (`train.augment`, `RandAugment`, `MixUp`; `TextEdit` for texts)",
-        pros="few new weights, so little overfitting; the base stays as it is; augmentation stands in for rows",
-        risks="a ceiling below full fine-tuning where the domain is very far; augmentation that changes labels",
-    )
+ADVICE = {  # (few rows, another domain) -> name, what to take, for it, risks
+    (True, True): (
+        "small-far",
+        "`Adapter` or `LoRA`, with strong augmentation (`train.augment`, `RandAugment`, `MixUp`; `TextEdit` for texts)",
+        "few new weights, so little overfitting; the base stays as it is; augmentation stands in for rows",
+        "a ceiling below full fine-tuning where the domain is very far; augmentation that changes labels",
+    ),
+    (True, False): (
+        "small-near",
+        "the probe, then `LastK` with few blocks or `LoRA`",
+        "the features fit already; minutes instead of hours; hardly any overfitting",
+        "what the features lack is not learned",
+    ),
+    (False, True): (
+        "big-far",
+        "full fine-tuning, or `StagedThaw` down to the first blocks",
+        "lower layers learn what is new in the domain",
+        "the longest training; forgetting; training from scratch may do as well, so compare",
+    ),
+    (False, False): (
+        "near-big",
+        "full fine-tuning with `Discriminative` rates, lower for early layers, and a warm-up",
+        "the highest ceiling; general lower layers move least",
+        "time and memory of all weights; forgetting of the source task; a rate too high undoes pretraining",
+    ),
+}
 
 
-def _near_big(facts: Facts) -> Decision:
-    return Decision(
-        name="near-big",
-        when=_measured(facts),
-        take="full fine-tuning with `Discriminative` rates, lower for early layers, and a warm-up",
-        pros="the highest ceiling; general lower layers move least",
-        risks="time and memory of all weights; forgetting of the source task; a rate too high undoes pretraining",
-    )
-
-
-def _small_near(facts: Facts) -> Decision:
-    return Decision(
-        name="small-near",
-        when=_measured(facts),
-        take="the probe, then `LastK` with few blocks or `LoRA`",
-        pros="the features fit already; minutes instead of hours; hardly any overfitting",
-        risks="what the features lack is not learned",
-    )
-
-
-def _big_far(facts: Facts) -> Decision:
-    return Decision(
-        name="big-far",
-        when=_measured(facts),
-        take="full fine-tuning, or `StagedThaw` down to the first blocks",
-        pros="lower layers learn what is new in the domain",
-        risks="the longest training; forgetting; training from scratch may do as well, so compare",
-    )
+def _by_size_and_similarity(facts: Facts) -> Decision:
+    name, take, pros, risks = ADVICE[facts.small, facts.far]
+    return Decision(name=name, when=_measured(facts), take=take, pros=pros, risks=risks)
 
 
 CONSTRAINTS: dict[str, Decision] = {

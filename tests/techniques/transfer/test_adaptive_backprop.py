@@ -135,6 +135,9 @@ def flops_of_a_step(model, batch, kept):
 @pytest.mark.parametrize("build", [network, Classifier, Convolutional, Attentive])
 def test_predicted_costs_are_those_counted_in_real_steps(build):
     model, random = build(), np.random.default_rng(0)
+    slack = (
+        0.25 if build is Attentive else 0.15
+    )  # its gain stands beside modules, so it counts as used where the network begins
     batch = examples_of(model)
     named = {n: p for n, p in model.named_parameters() if not n.startswith(("unused", "bert.pooler", "encoder.pooler"))}
     tensors = list(named.values())
@@ -149,7 +152,7 @@ def test_predicted_costs_are_those_counted_in_real_steps(build):
         real = flops_of_a_step(model, batch, [p for p, keep in zip(tensors, chosen, strict=True) if keep])
         wanted = [name for name, keep in zip(named, chosen, strict=True) if keep]
         assert costs.of(chosen) >= real * (1 - 1e-9), wanted
-        assert costs.of(chosen) <= real + 0.25 * whole, wanted
+        assert costs.of(chosen) <= real + slack * whole, wanted
 
 
 def test_costs_of_linear_layers_are_those_of_their_matrix_products():
