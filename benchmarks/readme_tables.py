@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 from claim_tables import CLAIM_TABLES
 from tables import UNMEASURED, number, results, table
 

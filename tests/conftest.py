@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,14 @@ __all__ = ["pytest_addoption", "pytest_collection_modifyitems", "pytest_configur
 # read when torch is first imported; the tests run in several processes at once
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _paths_stay_as_they_were():
+    """What a test puts on `sys.path` is found by all later ones of its process, and by theirs: it must take it off again."""
+    before = list(sys.path)
+    yield
+    assert sys.path == before, "the test changed sys.path; use monkeypatch.syspath_prepend"
 
 
 @pytest.fixture(scope="session")

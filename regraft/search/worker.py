@@ -41,10 +41,11 @@ class Line:
             time.sleep(BEAT)
 
 
-def answer(function: Any, work: Any) -> dict[str, Any]:
-    """What the function makes of a piece of work: `result`, `stopped` where a signal ended it, or `error`."""
+def answer(target: str, work: Any) -> dict[str, Any]:
+    """What `module:function` makes of a piece of work: `result`, `stopped` where a signal ended it, or `error`."""
+    module, _, name = target.partition(":")
     try:
-        return {"result": function(work)}
+        return {"result": getattr(import_module(module), name)(work)}
     except KeyboardInterrupt:  # which `core.stopping.Interrupted` is
         return {"stopped": True}
     except Exception as error:
@@ -59,11 +60,9 @@ def main(target: str, descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal's whole group: the search itself decides, with SIGTERM
     line = Line(descriptor)
     threading.Thread(target=line.beat, daemon=True).start()
-    module, _, name = target.partition(":")
-    function = getattr(import_module(module), name)
     try:
         for text in line.socket.makefile("rb"):
-            line.send(answer(function, json.loads(text)))
+            line.send(answer(target, json.loads(text)))
     except ConnectionResetError:
         return  # the other end is gone, as when it closes the socket
 

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 from scipy.stats import kstest
-from search.toy import branin
+from toy_search import branin
 
 from regraft.errors import ConfigError
 from regraft.search.methods import ASHA, GP, PBT, TPE, Grid, Hyperband, Random

@@ -73,7 +73,7 @@ def test_a_killed_worker_of_a_cluster_loses_nothing(tmp_path, on_the_path):
 
     space = Space({"x": {"uniform": [-5, 10]}, "y": {"uniform": [0, 15]}})
     made = Engine(Random().start(space, shares=(1.0,), trials=8, seed=3), Journal(tmp_path / "journal.jsonl"))
-    pool = RayWorkers("local", 2, "search.toy:fragile")
+    pool = RayWorkers("local", 2, "toy_search:fragile")
     try:
         kill = {"1": 1, "4": 1, "6": 2}
         assert made.run(pool, lambda leg: {"leg": leg.to_json(), "marks": str(tmp_path), "kill": kill})

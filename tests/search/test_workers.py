@@ -31,7 +31,7 @@ def work_of(folder: Path, kill: dict[str, int]):
 
 
 def run(folder: Path, made: Engine, target: str, *, workers: int = 2, kill=None, silent: float = 20.0, **more) -> bool:
-    pool = Processes(workers, f"search.toy:{target}", log=folder / "log", silent=silent)
+    pool = Processes(workers, target, log=folder / "log", silent=silent)
     try:
         return made.run(pool, work_of(folder, kill or {}), **more)
     finally:
@@ -56,7 +56,7 @@ def killed(folder: Path, kills: int) -> None:
     kill = {str(n): 2 if n < twice else 1 for n in range(once + twice)}
     made = engine(folder, trials)
     began = time.monotonic()
-    assert run(folder, made, "fragile", kill=kill)
+    assert run(folder, made, "toy_search:fragile", kill=kill)
     counts = check_the_books(made, folder)
     assert counts == {"COMPLETE": once + 4, "FAIL": twice, "RETRY": once + twice}
     assert counts["RETRY"] + counts["FAIL"] == kills
@@ -79,7 +79,7 @@ def test_a_hundred_killed_workers_lose_and_double_no_trial(tmp_path):
 @pytest.mark.inventory("asha", by="search: {method: ASHA}")
 def test_asha_promotes_while_a_killed_worker_is_replaced_and_ends_with_the_same_trials(tmp_path):
     made = engine(tmp_path, 27, ASHA(sampler="Random"))
-    assert run(tmp_path, made, "fragile", kill={"0": 1, "5": 2, "11": 1})
+    assert run(tmp_path, made, "toy_search:fragile", kill={"0": 1, "5": 2, "11": 1})
     counts = check_the_books(made, tmp_path)
     assert counts["FAIL"] == 1
     assert counts["RETRY"] == 3
@@ -92,7 +92,7 @@ def test_a_worker_that_freezes_is_found_out_and_its_trial_done_by_another(tmp_pa
     made = engine(tmp_path, 6)
     said: list[str] = []
     began = time.monotonic()
-    assert run(tmp_path, made, "frozen", silent=3.0, say=said.append)
+    assert run(tmp_path, made, "toy_search:frozen", silent=3.0, say=said.append)
     assert time.monotonic() - began < 30
     assert check_the_books(made, tmp_path) == {"COMPLETE": 6, "RETRY": 1}
     assert "gave no sign of life for 3 s" in said[0]
@@ -100,11 +100,18 @@ def test_a_worker_that_freezes_is_found_out_and_its_trial_done_by_another(tmp_pa
 
 def test_what_no_trial_can_help_ends_the_search_with_a_sentence(tmp_path):
     with pytest.raises(RunError, match="no space left on device; put that right and resume the search"):
-        run(tmp_path, engine(tmp_path, 4), "broken")
+        run(tmp_path, engine(tmp_path, 4), "toy_search:broken")
+
+
+def test_work_that_cannot_be_imported_ends_the_search_rather_than_each_of_its_trials(tmp_path):
+    made = engine(tmp_path, 4)
+    with pytest.raises(RunError, match="ModuleNotFoundError: No module named 'nowhere'"):
+        run(tmp_path, made, "nowhere:score")
+    assert made.outcomes == {}
 
 
 def test_a_search_that_is_stopped_and_gone_on_with_is_the_one_that_was_not(tmp_path):
-    from search.toy import score
+    from toy_search import score
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
@@ -125,7 +132,7 @@ def test_a_search_that_is_stopped_and_gone_on_with_is_the_one_that_was_not(tmp_p
 
 @pytest.mark.parametrize("method", [ASHA(), ASHA(sampler="Random")], ids=["TPE", "Random"])
 def test_with_a_window_the_search_is_the_same_for_any_number_of_workers(tmp_path, method):
-    from search.toy import score
+    from toy_search import score
 
     asked = []
     for workers in (1, 3):
@@ -135,7 +142,7 @@ def test_with_a_window_the_search_is_the_same_for_any_number_of_workers(tmp_path
         if workers == 1:
             assert made.run(Here(score), work_of(folder, {}))
         else:
-            assert run(folder, made, "fragile", workers=workers, kill={"2": 1})
+            assert run(folder, made, "toy_search:fragile", workers=workers, kill={"2": 1})
         asked.append([leg.to_json() for leg in made.legs.values()])
     assert asked[0] == asked[1]
 
@@ -143,14 +150,14 @@ def test_with_a_window_the_search_is_the_same_for_any_number_of_workers(tmp_path
 def test_a_worker_that_is_stopped_before_it_listens_costs_its_trial_no_attempt(tmp_path):
     made = engine(tmp_path, 3)
     stops = iter([False] * 3 + [True] * 100)
-    assert not run(tmp_path, made, "deaf", stopping=lambda: next(stops))
+    assert not run(tmp_path, made, "toy_search:deaf", stopping=lambda: next(stops))
     assert made.lost == {}
     records = list(Journal(tmp_path / "journal.jsonl").read())
     assert {kind for record in records for kind in record} == {"ask"}
 
 
 def test_a_journal_of_another_search_is_refused(tmp_path):
-    from search.toy import score
+    from toy_search import score
 
     engine(tmp_path, 4).run(Here(score), work_of(tmp_path, {}))
     other = Random().start(SPACE, shares=(1.0,), trials=4, seed=4)
@@ -159,7 +166,7 @@ def test_a_journal_of_another_search_is_refused(tmp_path):
 
 
 def test_a_journal_of_another_version_is_refused(tmp_path):
-    from search.toy import score
+    from toy_search import score
 
     engine(tmp_path, 2).run(Here(score), work_of(tmp_path, {}))
     journal = tmp_path / "journal.jsonl"
@@ -181,7 +188,7 @@ def test_a_line_for_which_there_is_half_the_room_ends_the_search_and_is_not_gone
 
 
 def test_no_more_trials_are_begun_when_the_time_is_over(tmp_path):
-    from search.toy import slow
+    from toy_search import slow
 
     made = engine(tmp_path, 50)
     assert not made.run(Here(slow), work_of(tmp_path, {}), seconds=0.5)
