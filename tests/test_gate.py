@@ -60,7 +60,7 @@ ALLOWED = {  # (file, name) -> why it is harmless there
         "Markup",
     ): "drawings into which texts are put by `format`, which escapes them",
     ("regraft/search/figures.py", "Markup"): "drawings into which texts are put by `format`, which escapes them",
-    ("regraft/search/worker.py", "import_module"): "the function that the search names when it starts the process",
+    ("regraft/parallel/worker.py", "import_module"): "the function that is named when the process is started",
     ("regraft/phases/report/document.py", "Markup"): "templates and the style sheet of the package itself",
     ("regraft/phases/report/figures.py", "Markup"): "drawings whose texts were escaped when they were drawn",
 }

@@ -14,7 +14,7 @@ IDS = [str(path.relative_to(ROOT)) for path in FILES]
 
 # imports point downwards: a layer may import those of a lower number, and its own folder
 LAYERS = {
-    "errors": -1, "config": 0, "core": 1, "losses": 2, "layers": 2, "optim": 2, "models": 2, "data": 2,
+    "errors": -1, "config": 0, "core": 1, "losses": 2, "layers": 2, "optim": 2, "models": 2, "data": 2, "parallel": 2,
     "techniques": 3, "transforms": 3, "integrations": 3, "phases": 4, "search": 5, "serve": 5, "cli": 6,
 }  # fmt: skip
 TOP = 7  # the package's own interface: regraft/__init__.py, regraft/testing.py and the like

@@ -159,6 +159,7 @@ class RecipeSpec(Spec):
     techniques: tuple[AnyTechnique, ...] = ()
     validate_: ValidateSpec = Field(default_factory=ValidateSpec, alias="validate")
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
+    processes: int = Field(default=1, ge=1, le=64)  # that make each step of `regraft train` together, on this machine
     probe: ProbeSpec | None = None
     race: RaceSpec | None = None
     search: SearchSpec | None = None  # fields to be searched over by `regraft search`

@@ -19,6 +19,7 @@ from regraft.core.loss_scale import LossScale
 from regraft.core.micro_batch import Attendant, out_of_memory, randomness, restore_randomness, smaller
 from regraft.core.precision import Precision, computing, computing_backward, usable
 from regraft.core.protocols import LossFn, NamedParams, State, Step, Update, layers
+from regraft.core.ranks import Ranks, own_numbers, share_of, whole_gradient
 from regraft.core.remembering import Remembering, remember, seen
 from regraft.core.values import Batch, Clock, Loss, mean, size, split
 from regraft.errors import ConfigError, RunError
@@ -97,6 +98,7 @@ class Descent:
         self.stepped = False  # did the last `apply` change the parameters?
         self.made_of: Pass | None = None  # what the gradients that wait to be applied were made of
         self.attendant: Attendant | None = None  # set by the run this update is part of
+        self.ranks: Ranks | None = None  # set where several processes make each step together
 
     def use(self, optimizer: torch.optim.Optimizer) -> None:
         """Go on with this optimizer over the same parameters; the rates of its groups are those at factor 1."""
@@ -138,31 +140,47 @@ class Descent:
     def _accumulated(self, loss_fn: LossFn, batch: Batch) -> Loss:
         """`gradients`, in `micro` slices."""
         self._drop_gradients()
+        if self.ranks is None:
+            losses = self._backward(loss_fn, split(batch, self.micro))
+        else:
+            share, counts = share_of(batch, self.ranks)
+            with own_numbers(self.ranks, self.device):
+                own = self._backward(loss_fn, split(share, self.micro), counts)
+            losses = [whole_gradient(self.ranks, self.params, own)]
+        grads = [p.grad for p in self.params if p.grad is not None]
+        if self._weighted:
+            torch._foreach_div_(grads, sum(loss.weight for loss in losses))  # type: ignore[attr-defined]
+        if self.scaling is not None:
+            torch._foreach_mul_(grads, self._unit(losses[0]) / self.scaling.value)  # type: ignore[attr-defined]
+        return mean(losses)
+
+    def _backward(self, loss_fn: LossFn, parts: Sequence[Batch], counts: float = 1.0) -> list[Loss]:
+        """Add up the gradients of slices of a batch; their losses, each of which counts so many times its weight."""
         losses: list[Loss] = []
         wanted = [p for p in self.params if p.requires_grad]  # a technique may pass over some of them for a while
-        for part in split(batch, self.micro):
+        for part in parts:
             with self._mode():
                 loss = loss_fn(part)
+            if counts != 1.0:
+                loss = Loss(loss.value, loss.weight * counts, loss.terms)
             losses.append(loss.detached())
             with computing_backward(self.precision):
                 self._scaled(loss, losses[0]).backward(inputs=wanted)  # pyright: ignore[reportUnknownMemberType]
-        grads = [p.grad for p in self.params if p.grad is not None]
-        if self.micro > 1:
-            torch._foreach_div_(grads, sum(loss.weight for loss in losses))  # type: ignore[attr-defined]
-        if self.scaling is not None:
-            unit = losses[0].weight if self.micro > 1 else 1.0
-            torch._foreach_mul_(grads, unit / self.scaling.value)  # type: ignore[attr-defined]
-        return mean(losses)
+        return losses
+
+    @property
+    def _weighted(self) -> bool:
+        """Are gradients summed over several slices, here or by several processes?"""
+        return self.micro > 1 or self.ranks is not None
 
     def _scaled(self, loss: Loss, first: Loss) -> Tensor:
-        """What a slice's gradients are made of: its loss with its weight, and in fp16 the loss times the scale.
+        """What a slice's gradients are made of: its loss with its weight, and in fp16 the loss times the scale."""
+        value = loss.value * loss.weight if self._weighted else loss.value
+        return value if self.scaling is None else value.float() * (self.scaling.value / self._unit(first))
 
-        Weights count examples or tokens, so in fp16 they are taken in units of the first slice's: they would use up its range.
-        """
-        value = loss.value if self.micro == 1 else loss.value * loss.weight
-        if self.scaling is None:
-            return value
-        return value.float() * (self.scaling.value / (first.weight if self.micro > 1 else 1.0))
+    def _unit(self, first: Loss) -> float | Tensor:
+        """What weights are counted in where fp16 scales: in those of the first slice, for examples or tokens use up its range."""
+        return first.weight if self.micro > 1 and self.ranks is None else 1.0
 
     def _look_for_overflow(self, loss: Loss) -> None:
         """Note whether scaled gradients overflowed where the loss did not: then it is the scale that is too large."""

@@ -29,6 +29,7 @@ from regraft.phases.findings import AuditReport, audit_from_json
 from regraft.phases.finish import calibrate_phase, evaluate_phase, report_phase
 from regraft.phases.job import Job
 from regraft.phases.progress import Reporter, Silent
+from regraft.phases.ranks import require_one_process
 from regraft.phases.rundir import AUDIT, FINDINGS, RECIPE, RunDirectory
 from regraft.phases.working import working
 
@@ -81,6 +82,7 @@ def run_job(
         RegraftError: bad input; what was asked for cannot be done. A run that stops later can be resumed.
         Interrupted: SIGTERM or SIGINT came; the run can be resumed.
     """
+    require_one_process(spec, "the main job races its candidates in one process")
     dataset = dataset or load(spec.main_data())  # before the directory is made: bad data leaves nothing half-written
     _require_trainable(dataset)
     spec = with_left_out(spec, {MAIN: dataset})

@@ -6,6 +6,7 @@ Unlike the main job it chooses nothing: what is trained, on what, by which techn
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,10 +18,12 @@ from regraft.config.recipe import MAIN, RecipeSpec, StageSpec, read_recipe
 from regraft.core import Hook, explain, fit
 from regraft.core.checkpoint import Best, Checkpointer, find_newest
 from regraft.core.protocols import State
+from regraft.core.ranks import RankLost
 from regraft.core.stopping import Stop
 from regraft.data.bad_policy import with_left_out
 from regraft.data.dataset import LANGUAGE
 from regraft.data.encode import save_preprocessor
+from regraft.errors import RunError
 from regraft.models.delta import weights_hash
 from regraft.models.save import save_model
 from regraft.optim.optimizers import Optimizer
@@ -38,6 +41,7 @@ from regraft.phases.loss_curve import flat_loss
 from regraft.phases.optimizer_state import state_sentences
 from regraft.phases.overfitting import overfitting
 from regraft.phases.progress import Reporter, Silent
+from regraft.phases.ranks import LIVES, made_together, require_one_process
 from regraft.phases.report.document import write_report
 from regraft.phases.resolve import resolved
 from regraft.phases.rundir import EVENTS, MANIFEST, METRICS, PHASES, RECIPE, EventLog, RunDirectory
@@ -114,8 +118,11 @@ class Made:
     """The objects of a recipe, with somebody watching every stage that can be judged."""
 
     def __init__(self, spec: RecipeSpec, module: nn.Module | None) -> None:
-        self.spec = spec
+        if module is not None:
+            require_one_process(spec, "the others cannot make a model that is a Python module; use one process")
+        self.spec, self.module = spec, module
         self.watches: dict[str, Watch] = {}
+        self.restarts: list[str] = []  # why the training started again from a checkpoint, in this process
         self.assembled: Assembled = assemble(spec, module=module, hooks=self._watch)
         self.model = self.assembled.recipe.model
 
@@ -144,7 +151,7 @@ def _job(run: RunDirectory, made: Made, reporter: Reporter, stop: Stop) -> Job:
 
 def _walk(job: Job, made: Made) -> RunDirectory:
     start_phase(job, made)
-    train_phase(job, made)
+    made = _trained(job, made)
     evaluate_phase(job, made)
     save_phase(job, made)
     if job.run.done("report") is None:
@@ -153,6 +160,21 @@ def _walk(job: Job, made: Made) -> RunDirectory:
         job.run.finish("report", {})
         write_report(job.run.path)  # once more, so that the ledger in it has the line of this phase
     return job.run
+
+
+def _trained(job: Job, made: Made) -> Made:
+    """Train; where another process of the training is lost, go on from the newest checkpoint with fresh objects."""
+    while True:
+        try:
+            train_phase(job, made)
+            return made
+        except RankLost as lost:
+            said = [*made.restarts, f"{lost}; the training went on from its newest checkpoint"]
+            if len(said) > LIVES:
+                raise RunError(f"{lost}, for the {len(said)}th time; `regraft resume {job.run.path}` goes on") from None
+            job.reporter.say(said[-1])
+            made = Made(made.spec, made.module)
+            made.restarts = said
 
 
 # ---- phases
@@ -191,17 +213,21 @@ def train_phase(job: Job, made: Made) -> dict[str, Any]:
     recipe = made.assembled.recipe
     folder, events = job.run.path / CHECKPOINTS, job.run.path / EVENTS
     with job.phase("train", "; ".join(f"{stage.name}, {stage.steps:,} steps" for stage in recipe.stages)) as meter:
-        state = _newest(job, folder)
+        state, path = _newest(job, folder)
         if state is None:
             events.unlink(missing_ok=True)
         before = 0 if state is None else sum(s.steps for s in recipe.stages[: state["stage"]]) + int(state["step"])
         job.reporter.begin("train", sum(stage.steps for stage in recipe.stages) - before, "steps")
         endings = Endings()
-        with job.stop.held(), _checkpointer(job, made) as saving:
+        with (
+            job.stop.held(),
+            _checkpointer(job, made) as saving,
+            made_together(job.run, made.spec, path) as together,
+        ):
             report = fit(
                 recipe,
                 seed=job.spec.seed,
-                hooks=(StepCounter(job.reporter.advance, every=1), Results(made.watches), endings, saving),
+                hooks=hooks_of(made, together, StepCounter(job.reporter.advance, every=1), endings, saving),
                 resume=state,
                 log=EventLog(events, candidate=label(job.spec)),
             )
@@ -212,6 +238,17 @@ def train_phase(job: Job, made: Made) -> dict[str, Any]:
             save_tensors(made.model, str(path))
         meter.bytes = final.stat().st_size
     return job.run.finish("train", _notes(made, endings, events), files=[f"{PHASES}/{FINAL}"])
+
+
+def hooks_of(
+    made: Made,
+    together: Sequence[Hook],
+    counter: Hook | None = None,
+    endings: Hook | None = None,
+    saving: Hook | None = None,
+) -> tuple[Hook, ...]:
+    """The hooks of a training, in the order a checkpoint has them; those that are not there keep their place."""
+    return (counter or Hook(), Results(made.watches), endings or Endings(), *together, saving or Hook())
 
 
 def _checkpointer(job: Job, made: Made) -> Checkpointer:
@@ -227,24 +264,24 @@ def _checkpointer(job: Job, made: Made) -> Checkpointer:
     )
 
 
-def _newest(job: Job, folder: Path) -> State | None:
-    """The state to go on from."""
+def _newest(job: Job, folder: Path) -> tuple[State, Path] | tuple[None, None]:
+    """The state to go on from, and where it lies."""
     found, damaged = find_newest(folder)
     for sentence in damaged:
         job.reporter.say(f"passed over: {sentence}")
     if found is None:
         if damaged:
             job.reporter.say("no checkpoint is sound; the training starts over, to the bits it had")
-        return None
+        return None, None
     state, path = found
     job.reporter.say(f"continuing from {path.name}")
-    return state
+    return state, path
 
 
 def _notes(made: Made, endings: Endings, events: Path) -> dict[str, Any]:
     """What the later phases and the reader need to know of the training."""
     last: dict[str, dict[str, Any]] = {}
-    notes: list[str] = []
+    notes = list(made.restarts)
     for line in events.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         if "note" in record:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from regraft.errors import RunError
+from regraft.parallel.processes import Event
 from regraft.search.journal import Journal
 from regraft.search.legs import FAIL, RETRY, Leg, Outcome
 from regraft.search.schedulers import Scheduler
-from regraft.search.workers import Event, Workers
+from regraft.search.workers import Workers
 
 ATTEMPTS = 2  # of a leg whose worker dies
 PULSE = 1.0  # seconds between two looks at the clock and at signals

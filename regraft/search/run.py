@@ -15,8 +15,10 @@ from regraft.config.search import FidelitySpec, SearchSpec
 from regraft.core.files import clean, replace_file
 from regraft.core.stopping import Interrupted, Stop, listening
 from regraft.errors import ConfigError, RunError
+from regraft.parallel.processes import Processes
 from regraft.phases.judges import judge_for
 from regraft.phases.progress import Reporter, Silent
+from regraft.phases.ranks import require_one_process
 from regraft.phases.report.words import seconds
 from regraft.phases.rundir import RECIPE
 from regraft.phases.working import disk_trouble, locked
@@ -39,7 +41,7 @@ from regraft.search.results import (
     trials_of,
 )  # fmt: skip
 from regraft.search.trial import Workplace, plain_tree, run_leg
-from regraft.search.workers import Here, Processes, Workers
+from regraft.search.workers import Here, Workers
 
 TARGET = "regraft.search.trial:run_leg"
 LEAST = 1 / 9  # of the steps, for a method that halves and a recipe that names no fidelity
@@ -75,6 +77,7 @@ def search(
         Interrupted: SIGTERM or SIGINT came; the search can be resumed.
     """
     told = reporter or Silent()
+    require_one_process(spec, "a search shares out its trials, see `--workers`")
     spec = with_fidelity(spec)
     place = Workplace(spec)
     require_searchable(place)

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from regraft.errors import RunError
+from regraft.parallel.processes import Processes
 from regraft.search.engine import Engine
 from regraft.search.journal import Journal
 from regraft.search.methods import ASHA, Random
 from regraft.search.space import Space
-from regraft.search.workers import Here, Processes
+from regraft.search.workers import Here
 
 SPACE = Space({"x": {"uniform": [-5, 10]}, "y": {"uniform": [0, 15]}})
 

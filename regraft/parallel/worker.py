@@ -1,7 +1,7 @@
-"""A worker process of a search: `python -m regraft.search.worker module:function DESCRIPTOR`.
+"""A worker process: `python -m regraft.parallel.worker module:function DESCRIPTOR`.
 
 It reads a line of JSON for each piece of work from a socket, calls the function, and writes a line with the answer. A thread
-writes a heartbeat every second, and ends the process once nobody listens: a killed search leaves no workers behind.
+writes a heartbeat every second, and ends the process once nobody listens: whoever is killed leaves no workers behind.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def answer(target: str, work: Any) -> dict[str, Any]:
 
 def main(target: str, descriptor: int) -> None:
     """Work until the other end closes the socket."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal's whole group: the search itself decides, with SIGTERM
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal's whole group: who started it decides, with SIGTERM
     line = Line(descriptor)
     threading.Thread(target=line.beat, daemon=True).start()
     try:
