@@ -56,6 +56,8 @@ class Together(Hook):
             )
         for descent in descents(run.step):
             descent.ranks = self.ranks
+        if run.index == 0 and run.clock.step == 0:
+            run.note(f"each step is made by {self.ranks.count} processes together")
         self._compare(run)
 
     def on_step(self, run: Run, loss: Loss) -> None:

@@ -48,11 +48,14 @@ def made_together(run: RunDirectory, spec: RecipeSpec, checkpoint: Path | None) 
     before = torch.get_num_threads()
     threads = max(1, min(before, (os.cpu_count() or 1) // spec.processes))
     torch.set_num_threads(threads)
+    log = run.path / LOG
     try:
-        with lead(spec.processes, TARGET, work, log=run.path / LOG, threads=threads) as member:
+        with lead(spec.processes, TARGET, work, log=log, threads=threads) as member:
             yield (Together(member),)
     finally:
         torch.set_num_threads(before)
+        if log.is_file() and not log.stat().st_size:
+            log.unlink()  # they had nothing to say
 
 
 def make_the_same_steps(work: dict[str, Any]) -> dict[str, Any]:

@@ -99,6 +99,7 @@ def test_a_killed_process_costs_steps_and_no_bits(tmp_path, whole):
     assert all(killed_and_whole(tmp_path / str(n), whole, chosen) for n in range(1))
     notes = json.loads((tmp_path / "0/phases/train.json").read_text())["notes"]
     assert any("went on from its newest checkpoint" in note for note in notes)
+    assert "each step is made by 2 processes together" in notes
 
 
 @pytest.mark.slow
