@@ -76,6 +76,9 @@ def resume_here(out: Path, common: Common) -> None:
     from regraft.search.run import resume_search
 
     with screen(common.quiet or common.json) as reporter, going_on(out):
+        reporter.say(
+            "trials are trained by this process alone; `regraft search --resume --workers K` trains several at once"
+        )
         found = resume_search(out, reporter=reporter)
     show_result(out, found, common)
 

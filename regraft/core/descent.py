@@ -21,7 +21,7 @@ from regraft.core.precision import Precision, computing, computing_backward, usa
 from regraft.core.protocols import LossFn, NamedParams, State, Step, Update, layers
 from regraft.core.ranks import Ranks, own_numbers, share_of, whole_gradient
 from regraft.core.remembering import Remembering, remember, seen
-from regraft.core.values import Batch, Clock, Loss, mean, size, split
+from regraft.core.values import Batch, Clock, Loss, mean, size, split, total_weight
 from regraft.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Descent:
             losses = [whole_gradient(self.ranks, self.params, own)]
         grads = [p.grad for p in self.params if p.grad is not None]
         if self._weighted:
-            torch._foreach_div_(grads, sum(loss.weight for loss in losses))  # type: ignore[attr-defined]
+            torch._foreach_div_(grads, total_weight(losses))  # type: ignore[attr-defined]
         if self.scaling is not None:
             torch._foreach_mul_(grads, self._unit(losses[0]) / self.scaling.value)  # type: ignore[attr-defined]
         return mean(losses)

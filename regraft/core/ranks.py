@@ -94,8 +94,9 @@ def whole_gradient(ranks: Ranks, params: Sequence[nn.Parameter], losses: Sequenc
         for grad in bucket:
             grad.copy_(together[at : at + grad.numel()].view_as(grad))
             at += grad.numel()
-    value, *terms = (numbers[1 : 1 + len(sums)] / numbers[0]).float()
-    return Loss(value, float(numbers[0]), dict(zip(losses[0].terms, terms, strict=True)))
+    weight = float(numbers[0]) or 1.0  # 0 where no process has anything to learn from
+    value, *terms = (numbers[1 : 1 + len(sums)] / weight).float()
+    return Loss(value, weight, dict(zip(losses[0].terms, terms, strict=True)))
 
 
 def _weighted(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:

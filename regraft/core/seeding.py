@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import torch
 
 _MASK = (1 << 64) - 1
@@ -15,6 +17,11 @@ def mix(*numbers: int) -> int:
         state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK
         state ^= state >> 31
     return state >> 1
+
+
+def stream(name: str) -> int:
+    """A number for `mix` that sets the draws of one part off from those of others with the same seed and step (CRC-32)."""
+    return zlib.crc32(name.encode())
 
 
 def generator(*numbers: int) -> torch.Generator:

@@ -46,11 +46,17 @@ class Loss:
         return Loss(self.value.detach(), self.weight, {name: term.detach() for name, term in self.terms.items()})
 
 
+def total_weight(losses: Sequence[Loss]) -> float | Tensor:
+    """The sum of their weights to divide by; 1 where nothing has any weight, as of slices that hold no token to predict."""
+    total = sum(loss.weight for loss in losses)
+    return torch.where(total == 0, 1, total) if isinstance(total, Tensor) else total or 1.0
+
+
 def mean(losses: Sequence[Loss]) -> Loss:
     """The weighted mean of several losses, term by term."""
     if len(losses) == 1:
         return losses[0]
-    total = sum(loss.weight for loss in losses)
+    total = total_weight(losses)
     value = torch.stack([loss.value * loss.weight for loss in losses]).sum() / total
     terms = {
         name: torch.stack([loss.terms[name] * loss.weight for loss in losses]).sum() / total for name in losses[0].terms

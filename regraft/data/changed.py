@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from regraft.core.compile import ROLES, nest
 from regraft.core.protocols import Encoded, Source, SourceWrapper, layers
-from regraft.core.seeding import mix
+from regraft.core.seeding import mix, stream
 from regraft.core.stage import Recipe, Stage, each_stage
 from regraft.core.values import Batch
 from regraft.data.augment import uniforms
@@ -91,7 +91,9 @@ class Redrawn(Changed):
         """
         key = picture_key(batch, self.inputs, name=type(self.change).__name__)
         ids = batch[self.inputs[key]].cpu().numpy()
-        draws = uniforms(mix(self.seed, step), ids, self.change.num_draws).to(batch[key].device)
+        draws = uniforms(mix(self.seed, step, stream(type(self.change).__name__)), ids, self.change.num_draws).to(
+            batch[key].device
+        )
         scale = scale_of(self.base, batch[key], name=type(self.change).__name__)
         before = Pictures(scale.shown(batch[key]), batch.get(MASK), batch.get(BOXES))
         after = self.change.picture(before, draws)

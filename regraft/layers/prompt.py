@@ -143,12 +143,15 @@ def word_embedding(network: nn.Module) -> nn.Module:
 def _room(network: nn.Module) -> int | None:
     """Number of positions a network has a vector for; None where they are computed."""
     limit = getattr(network.config, "max_position_embeddings", None)
-    tables = [m for m in network.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == limit]
-    tables = [table for table in tables if table is not word_embedding(network)]
-    if not tables:
-        return None
-    padding = tables[0].padding_idx
-    return int(tables[0].num_embeddings) - (0 if padding is None else padding + 1)
+    tables = [m for m in network.modules() if isinstance(m, nn.Embedding) and m is not word_embedding(network)]
+    tables = [table for table in tables if limit in (table.num_embeddings, _positions(table))]
+    return _positions(tables[0]) if tables else None
+
+
+def _positions(table: nn.Embedding) -> int:
+    """Vectors of a table that stand for positions: OPT and BART leave the first `offset` out, RoBERTa those up to padding's."""
+    padding = table.padding_idx
+    return table.num_embeddings - int(getattr(table, "offset", 0 if padding is None else padding + 1))
 
 
 # ---- putting it in

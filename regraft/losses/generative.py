@@ -30,8 +30,8 @@ def likelihood(model: nn.Module, batch: Batch, clock: Clock) -> Loss:
     """Mean negative log-likelihood in nats of the next token, over the tokens of the batch; `bits_per_token` in the log."""
     mask = batch[MASK]
     each = next_token_losses(forward(model, batch).float(), batch[IDS], mask)
-    count = (mask[:, 1:] * mask[:, :-1]).sum().clamp(min=1)
-    value = each.sum() / count
+    count = (mask[:, 1:] * mask[:, :-1]).sum()
+    value = each.sum() / count.clamp(min=1)
     return Loss(value, count, {"bits_per_token": value.detach() / math.log(2)})
 
 

@@ -20,6 +20,7 @@ from regraft.core.precision import Precision, computing, supports
 from regraft.core.train import advance, start
 from regraft.errors import ConfigError
 from regraft.phases.build import assemble
+from regraft.phases.resolve import resolved
 
 SIDE = 512  # of the matrices
 TURNS, SECONDS = 20, 0.3  # of measuring one format, at most
@@ -99,6 +100,7 @@ def step_costs(spec: RecipeSpec) -> list[StepCost]:
     """
     if not spec.stages:
         raise ConfigError("stages: a recipe needs one whose steps can be timed, such as [{name: adapt, steps: 500}]")
+    spec = resolved(spec)
     stages = tuple(stage.replaced(steps=STEPS) for stage in spec.stages[:1])
     found: list[StepCost] = []
     for precision in precisions():

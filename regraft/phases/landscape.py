@@ -39,7 +39,7 @@ from regraft.phases.materials import Materials
 from regraft.phases.predict import load
 from regraft.phases.resolve import resolved
 from regraft.phases.rundir import PHASES, RECIPE, RunDirectory
-from regraft.phases.train import FINAL, is_training_run
+from regraft.phases.train import FINAL, Made, hooks_of, is_training_run
 from regraft.phases.training import Valid
 
 FORMAT, FILE = "regraft.landscape/1", "landscape.json"
@@ -185,9 +185,9 @@ def _ground(path: Path, rows: int, split: str, seed: int, overrides: tuple[str, 
         assembled = assemble(read_recipe(path / RECIPE))
         load_tensors(assembled.recipe.model, str(path / PHASES / FINAL))
     else:
-        spec = resolved(read_recipe(path, overrides))
-        assembled = assemble(spec)
-        fit(assembled.recipe, seed=spec.seed)
+        made = Made(resolved(read_recipe(path, overrides)), None)
+        assembled = made.assembled
+        fit(assembled.recipe, seed=made.spec.seed, hooks=hooks_of(made, ()))
     return _of_training(assembled, rows, split, seed)
 
 

@@ -85,6 +85,15 @@ def test_a_text_counts_for_its_tokens_whatever_slice_it_is_in():
     assert float(parts.weight) == float(whole.weight) == 8 + 1 + 4 + 2 + 6
 
 
+def test_a_slice_without_a_token_to_predict_counts_for_nothing():
+    model, batch = Table(), batch_of(5, 1, 1)
+    whole = likelihood(model, batch, HERE)
+    parts = [likelihood(model, part, HERE) for part in split(batch, 3)]
+    assert [float(part.weight) for part in parts] == [4, 0, 0]
+    torch.testing.assert_close(mean(parts).value, whole.value, rtol=1e-6, atol=0)
+    assert mean(parts[1:]).value.item() == 0.0
+
+
 def test_padding_changes_nothing_and_a_lone_token_loses_nothing():
     model = Table()
     short, long = batch_of(5), batch_of(5)

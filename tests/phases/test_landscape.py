@@ -162,3 +162,12 @@ def test_a_recipe_is_trained_with_the_rate_that_regraft_train_would_take(tmp_pat
     path.write_text(RECIPE.replace("lr: 0.01}}", "lr: 0.01}}, scale_from: {batch_size: 8, rule: linear}"))
     scaled, plain = landscape(path, grid=3), landscape(path, grid=3, overrides=("train.scale_from=null",))
     assert scaled.loss != plain.loss
+
+
+def test_a_recipe_with_patience_is_trained_to_the_weights_that_regraft_train_would_keep(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    text = RECIPE.replace("lr: 0.01", "lr: 0.3") + "validate: {times: 15, patience: 1}\n"
+    path.write_text(text)
+    run = train_job(parse_recipe(text), tmp_path / "run").path
+    assert "no better validation result" in (run / "phases/train.json").read_text()
+    assert landscape(path, grid=3).loss == pytest.approx(landscape(run, grid=3).loss, rel=1e-6)

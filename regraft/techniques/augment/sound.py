@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regraft.core import Batch, Recipe, Source, Stage, Technique, each_stage
 from regraft.core.protocols import layers
-from regraft.core.seeding import mix
+from regraft.core.seeding import mix, stream
 from regraft.data.augment import uniforms
 from regraft.data.changed import Changed, is_plain, picture_key, require_pictures
 from regraft.data.sounds import spectrogram
@@ -54,7 +54,7 @@ class Stretched(Changed):
     def changed(self, batch: Batch, step: int) -> Batch:
         """The batch with its inputs made from stretched sounds."""
         rows = batch[next(by for key, by in self.inputs.items() if is_plain(key))].cpu().numpy()
-        signed = (2 * uniforms(mix(self.spec.seed, step), rows, 1)[:, 0] - 1).tolist()
+        signed = (2 * uniforms(mix(self.spec.seed, step, stream("TimeStretch")), rows, 1)[:, 0] - 1).tolist()
 
         def change(waves: list[Tensor]) -> list[Tensor]:
             return [stretched(wave, (1 + self.spec.most) ** by) for wave, by in zip(waves, signed, strict=True)]
@@ -137,7 +137,7 @@ class Masked(Changed):
         key = picture_key(batch, self.inputs, name="SpecAugment")
         values, ids = batch[key], batch[self.inputs[key]].cpu().numpy()
         count = spec.frequency_masks + spec.time_masks
-        draws = uniforms(mix(spec.seed, step), ids, 2 * count).to(values.device)
+        draws = uniforms(mix(spec.seed, step, stream("SpecAugment")), ids, 2 * count).to(values.device)
         hidden = torch.zeros_like(values[:, :1], dtype=torch.bool)
         parts = ((2, spec.frequency_masks, spec.frequency_width), (3, spec.time_masks, spec.time_width))
         for axis, number, width in parts:

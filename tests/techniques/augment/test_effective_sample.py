@@ -51,4 +51,4 @@ def test_shifted_training_digits_do_better_on_shifted_ones_than_twice_as_many_un
         robust, plain, twice = (accuracy(model, shifted=True) for model in (augmented, few, many))
         assert robust > plain + 0.1, (robust, plain)
         assert robust > twice + 0.05, (robust, twice)
-        assert accuracy(augmented, shifted=False) > accuracy(few, shifted=False) - 0.05
+        assert accuracy(augmented, shifted=False) > accuracy(few, shifted=False) - 0.1

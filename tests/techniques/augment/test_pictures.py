@@ -11,7 +11,7 @@ from toy import mlp, recipe, stage
 from regraft.core import Batch, compile
 from regraft.core.protocols import Source
 from regraft.core.seeding import generator
-from regraft.data import colour
+from regraft.data import changed, colour
 from regraft.data.changed import Pictures
 from regraft.data.geometry import affine, moved_boxes
 from regraft.data.images import EncodedImages
@@ -241,6 +241,16 @@ def test_a_look_is_a_function_of_seed_step_and_example_and_cannot_be_stored(tech
     compile(recipe(stage(source=source(pixels), model=model)), [CachePrefix()])
     with pytest.raises(Conflict, match="differ each time"):
         compile(recipe(stage(source=source(pixels), model=model)), [technique, CachePrefix()])
+
+
+def test_two_techniques_with_one_seed_draw_numbers_of_their_own(monkeypatch):
+    seen = []
+    real = changed.uniforms
+    monkeypatch.setattr(changed, "uniforms", lambda *given: seen.append(real(*given)) or seen[-1])
+    for technique in (ColorJitter(), ImageGeometry(), RandAugment()):
+        drawn(technique, source(levels(12)), 1)
+    first = [tuple(draws[:, 0].tolist()) for draws in seen]
+    assert len(set(first)) == 3
 
 
 def test_what_is_no_picture_is_refused_and_so_is_an_unknown_range():

@@ -193,6 +193,18 @@ def test_a_text_and_a_prompt_that_are_too_long_together_are_told_of():
     assert model(input_ids=ids[:, :35], attention_mask=torch.ones_like(ids[:, :35])).shape == (1, 4)
 
 
+@pytest.mark.parametrize("kind", ["opt", "bart", "roberta", "bert"])
+def test_the_room_is_the_number_of_tokens_that_transformers_can_place(kind):
+    network = tiny.bare(kind)
+    room = layer._room(network)
+    assert room == (38 if kind == "roberta" else 40)
+    ids = torch.full((1, room), 5)
+    network(input_ids=ids, attention_mask=torch.ones_like(ids))
+    more = torch.full((1, room + 1), 5)
+    with pytest.raises((IndexError, RuntimeError)):
+        network(input_ids=more, attention_mask=torch.ones_like(more))
+
+
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_flops_of_a_prompted_network_can_be_counted(spec):
     from torch.utils.flop_counter import FlopCounterMode

@@ -38,6 +38,13 @@ def bare(kind: str) -> nn.Module:
                 resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
             )  # fmt: skip
             module = t.GPT2Model(config)
+        elif kind == "opt":
+            sizes = SIZES | {"ffn_dim": 32, "word_embed_proj_dim": 16, "dropout": 0.0}
+            module = t.OPTModel(t.OPTConfig(**sizes, use_cache=False))
+        elif kind == "bart":
+            layers = {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "encoder_layers": 1, "decoder_layers": 1}
+            heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "d_model": 16, "vocab_size": 50}
+            module = t.BartModel(t.BartConfig(**layers, **heads, max_position_embeddings=40, use_cache=False))
         else:
             sizes = {key: SIZES[key] for key in SIZES if key not in ("vocab_size", "max_position_embeddings")}
             module = t.ViTModel(t.ViTConfig(**sizes, **QUIET, image_size=8, patch_size=4), add_pooling_layer=False)
