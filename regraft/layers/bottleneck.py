@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from regraft.core.modes import eval_mode
 from regraft.core.seeding import generator
 from regraft.errors import ModelError
+from regraft.layers.first_output import with_first_changed
 from regraft.layers.sharing import M, same_tensors
 from regraft.models.trace import tensors_in
 
@@ -52,15 +53,7 @@ def adapt_output(block: nn.Module, args: Any, output: Any) -> Any:
 
     It finds the adapter in the module it is given, so copies and pickles of it use their own.
     """
-    adapter = block.get_submodule(CHILD)
-    if isinstance(output, Tensor):
-        return adapter(output)
-    if isinstance(output, tuple) and output and isinstance(output[0], Tensor) and type(output) is tuple:
-        return (adapter(output[0]), *output[1:])
-    raise ModelError(
-        f"an adapter needs a block that returns a tensor or a tuple that starts with one, got {type(output).__name__} from "
-        f"{type(block).__name__}; use LoRA there"
-    )
+    return with_first_changed(block, output, block.get_submodule(CHILD), asked_by="adapters")
 
 
 @dataclass(frozen=True, kw_only=True)

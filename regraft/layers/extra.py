@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from regraft.core.seeding import generator
 from regraft.errors import ModelError
+from regraft.layers.first_output import with_first_changed
 from regraft.layers.sharing import M, same_tensors
 
 CHILD = "extra"  # name under which a block holds them
@@ -49,15 +50,7 @@ class Extra(nn.Sequential):
 
 def extended_output(block: nn.Module, args: Any, output: Any) -> Any:
     """What a block hands on, its extra layers applied to the first tensor: a forward hook that holds nothing itself."""
-    extra = block.get_submodule(CHILD)
-    if isinstance(output, Tensor):
-        return extra(output)
-    if isinstance(output, tuple) and output and isinstance(output[0], Tensor) and type(output) is tuple:
-        return (extra(output[0]), *output[1:])
-    raise ModelError(
-        f"extra layers need a block that returns a tensor or a tuple that starts with one, got {type(output).__name__} from "
-        f"{type(block).__name__}; use LoRA there"
-    )
+    return with_first_changed(block, output, block.get_submodule(CHILD), asked_by="extra layers")
 
 
 @dataclass(frozen=True, kw_only=True)
