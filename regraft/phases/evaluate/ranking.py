@@ -20,11 +20,14 @@ def auroc_of(scores: np.ndarray, positive: np.ndarray) -> Weighted:
     values, place = np.unique(scores[positive], return_inverse=True)
     below = np.searchsorted(values, scores[~positive], side="left")  # number of distinct positive scores under it
     tied = np.searchsorted(values, scores[~positive], side="right") - below
-    buckets = 2 * below + tied  # even: between two positive scores; odd: equal to one
+    count = len(values)
+    groups = np.empty(len(scores), dtype=np.int64)  # of all examples, so that no weights are copied: the positives first,
+    groups[positive] = place
+    groups[~positive] = count + 2 * below + tied  # then even: between two positive scores, odd: equal to one
 
     def area(weights: np.ndarray) -> np.ndarray:
-        over = group_sums(place, len(values), weights[positive])
-        under = group_sums(buckets, 2 * len(values) + 1, weights[~positive])
+        sums = group_sums(groups, 3 * count + 1, weights)
+        over, under = sums[:count], sums[count:]
         before = np.cumsum(under, axis=0)[0:-1:2]  # negatives strictly below, up to and with the even bucket
         # the running sum up to an even bucket holds the odd ones before it, so nothing strictly below is missed
         wins = (over * (before + under[1::2] / 2)).sum(0)
