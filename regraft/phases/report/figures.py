@@ -15,6 +15,7 @@ from markupsafe import Markup
 from regraft.phases.report.words import clean, decimal, short, whole
 
 WIDTH, HEIGHT = 480, 300
+MAP, LABEL = 640, 64  # least width of a map of counts, and of the names beside it
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 30, 44
 FEW = 10  # rows in a bin of a reliability diagram below which it is drawn faintly
 Point = tuple[float, float]
@@ -214,8 +215,8 @@ def heat_map(counts: Sequence[Sequence[int]], names: Sequence[str], *, described
     The shade is the square root of the share of the row, so that single errors stay visible. Columns carry the number of
     the class that stands before its name in the rows.
     """
-    side, left, top = 24, 252, 40
-    size = len(names)
+    size, longest = len(names), max(len(short(name, 28)) for name in names)
+    side, left, top = 24, max(LABEL, 36 + 8 * longest), 40
     parts = [text(left, 14, "Predicted", "name"), text(0, top - 8, "Label", "name")]
     for i, row in enumerate(counts):
         total = max(sum(row), 1)
@@ -233,7 +234,7 @@ def heat_map(counts: Sequence[Sequence[int]], names: Sequence[str], *, described
             if count:
                 strong = "cell strong" if shade > 0.62 else "cell"
                 parts.append(text(left + side * (j + 0.5), y + 16, whole(count), strong, "middle"))
-    wide = left + side * size + 2
+    wide = max(MAP, left + side * size + 2)  # few classes are not blown up
     return figure(parts, described=described, width=wide, height=top + side * size + 4, kind="map")
 
 
