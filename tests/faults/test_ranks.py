@@ -107,7 +107,10 @@ def test_a_killed_process_costs_steps_and_no_bits(tmp_path, whole):
 def test_a_hundred_killed_processes(tmp_path, whole):
     chosen = random.Random(1)
     fine = sum(killed_and_whole(tmp_path / str(n), whole, chosen) for n in range(100))
-    record("R8 ranks", {"killed": 100, "ended with the same bits": fine})
+    record(
+        "kills of one of two processes that train together",
+        {"runs": 100, "ended by themselves with the same bits": fine},
+    )
     assert fine == 100
 
 
