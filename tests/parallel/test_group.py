@@ -31,7 +31,7 @@ def test_a_process_that_ends_or_freezes_is_named_and_not_waited_for(tmp_path, nu
         began = time.monotonic()
         with pytest.raises(RankLost, match=f"process 2 of 2 {words}"):
             member.sum(torch.zeros(1))
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
 
 
 def test_a_process_that_never_comes_is_named(tmp_path):

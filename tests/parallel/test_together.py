@@ -30,7 +30,7 @@ def together(folder: Path, count: int, made, **options):
         return [weights(recipe.model).tolist(), [r["loss"] for r in report.history], int(fingerprint([torch.rand(3)]))]
 
     processes = [Forked(lambda rank=rank: work(rank)) for rank in range(count)]
-    return [process.wait(60) for process in processes]
+    return [process.wait(120) for process in processes]
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -32,7 +32,7 @@ def trained(case, rank: int, folder, dropout: float):
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_two_processes_make_the_steps_of_one(tmp_path, case):
     processes = [Forked(lambda rank=rank: trained(case, rank, tmp_path, 0.0)) for rank in range(2)]
-    ends = [process.wait(60) for process in processes]
+    ends = [process.wait(120) for process in processes]
     one, two = (end.result() for end in ends)
     assert one == two
     if case.noisy or case.name in OWN_NOISE:
