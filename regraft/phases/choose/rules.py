@@ -16,8 +16,9 @@ from regraft.errors import ConfigError, suggest
 STRATEGIES = ("probe", "last-k", "thaw", "norm", "lora", "adapter", "full")
 RELATIVE_COST = {"last-k": 0.55, "thaw": 0.7, "norm": 0.8, "lora": 0.85, "adapter": 0.85, "full": 1.0}  # of a full step
 SMALL = 5_000_000  # parameters of a backbone below which it takes the rates of a small network
-RATES = {  # of AdamW for fine-tuning all or the upper weights: by benchmarks/default_rates.py, see its results
-    "text": {"full": 2e-4, "last-k": 1e-4, "thaw": 1e-4},
+RATES = {  # of AdamW for fine-tuning all or the upper weights: by benchmarks/default_rates.py, see its results; of rates that
+    # are level at the end the lower one, since a rung stands in the middle, where a high rate has not fallen yet
+    "text": {"full": 1e-4, "last-k": 1e-4, "thaw": 1e-4},
     "image": {"full": 3e-4, "last-k": 3e-4, "thaw": 3e-4},
     "small image": {"full": 1e-2, "last-k": 3e-4, "thaw": 3e-4},
 }
