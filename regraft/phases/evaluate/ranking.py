@@ -21,7 +21,9 @@ def auroc_of(scores: np.ndarray, positive: np.ndarray) -> Weighted:
     below = np.searchsorted(values, scores[~positive], side="left")  # number of distinct positive scores under it
     tied = np.searchsorted(values, scores[~positive], side="right") - below
     count = len(values)
-    groups = np.empty(len(scores), dtype=np.int64)  # of all examples, so that no weights are copied: the positives first,
+    groups = np.empty(
+        len(scores), dtype=np.int64
+    )  # of all examples, so that no weights are copied: the positives first,
     groups[positive] = place
     groups[~positive] = count + 2 * below + tied  # then even: between two positive scores, odd: equal to one
 
