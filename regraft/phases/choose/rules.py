@@ -16,8 +16,8 @@ from regraft.errors import ConfigError, suggest
 STRATEGIES = ("probe", "last-k", "thaw", "norm", "lora", "adapter", "full")
 RELATIVE_COST = {"last-k": 0.55, "thaw": 0.7, "norm": 0.8, "lora": 0.85, "adapter": 0.85, "full": 1.0}  # of a full step
 SMALL = 5_000_000  # parameters of a backbone below which it is a small network
-# rates of AdamW, by benchmarks/default_rates.py (see its results); of those that are level at the end the lower one: a rung stands
-# in the middle of a schedule, where a high rate has not fallen yet
+# rates of AdamW, by benchmarks/default_rates.py (see its results); of those that are level at the end the lower one: a rung
+# stands in the middle of a schedule, where a high rate has not fallen yet
 RATES = {"text": 1e-4, "image": 3e-4}  # for all or the upper weights
 LIGHT_RATES = {"text": 5e-4, "image": 1e-3}  # for few weights, or added ones
 LIGHT = frozenset({"norm", "lora", "adapter"})
