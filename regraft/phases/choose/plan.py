@@ -63,7 +63,7 @@ def make_race(facts: Facts, speed: Speed, *, seconds: float, only: str | None = 
         entries, rungs = affordable, ()
     else:
         entries, rungs = _field(affordable, speed, RACE_SHARE * seconds)
-    made = [candidate(name, facts, steps=count, why=why, raced=bool(rungs)) for name, why, count in entries]
+    made = [candidate(name, facts, steps=count, why=why) for name, why, count in entries]
     sentences = [entries[0][1]] if entries[0][1] else []
     sentences.append(
         f"{seconds:.0f} s for training at {speed.step_s * 1e3:.0f} ms a full step: " + _listed(made, per_epoch)

@@ -16,12 +16,12 @@ from regraft.errors import ConfigError, suggest
 STRATEGIES = ("probe", "last-k", "thaw", "norm", "lora", "adapter", "full")
 RELATIVE_COST = {"last-k": 0.55, "thaw": 0.7, "norm": 0.8, "lora": 0.85, "adapter": 0.85, "full": 1.0}  # of a full step
 SMALL = 5_000_000  # parameters of a backbone below which it is a small network
-# rates of AdamW, by benchmarks/default_rates.py (see its results); of those that are level at the end the lower one: a rung
-# stands in the middle of a schedule, where a high rate has not fallen yet
+# rates of AdamW, by benchmarks/default_rates.py; of those that are level the lower one (see the results)
 RATES = {"text": 1e-4, "image": 3e-4}  # for all or the upper weights
 LIGHT_RATES = {"text": 5e-4, "image": 1e-3}  # for few weights, or added ones
 LIGHT = frozenset({"norm", "lora", "adapter"})
-ALONE = 1e-2  # for all weights of a small network of images where no rung cuts it short: best at the end, last at most rungs
+# for all weights of a small network of images: best at the end of a training, though it stands badly at the first rungs
+SMALL_FULL = 1e-2
 FEW_ROWS = 1000
 FAR = 0.75  # of the height: where the probe is best below it, the backbone's domain is far from that of the data
 PARTLY_FROZEN, STORED_FROM = (
@@ -78,7 +78,7 @@ def order(facts: Facts) -> list[tuple[str, str]]:
     return [(name, f"{why}: {says}") for name in first]
 
 
-def candidate(strategy: str, facts: Facts, *, steps: int, why: str, raced: bool = True) -> CandidateSpec:
+def candidate(strategy: str, facts: Facts, *, steps: int, why: str) -> CandidateSpec:
     """A strategy as techniques and training options.
 
     Args:
@@ -86,7 +86,6 @@ def candidate(strategy: str, facts: Facts, *, steps: int, why: str, raced: bool 
         facts: what the rules look at.
         steps: of its training.
         why: it takes part.
-        raced: is it judged at rungs, in the middle of its training?
 
     Raises:
         ConfigError: no strategy has that name.
@@ -97,7 +96,7 @@ def candidate(strategy: str, facts: Facts, *, steps: int, why: str, raced: bool 
         return CandidateSpec(
             name="probe", steps=0, why="the baseline: a head on frozen features, fitted to convergence"
         )
-    options = _options(strategy, facts, raced)
+    options = _options(strategy, facts)
     nodes = _techniques(strategy, facts)
     if not options.augment and strategy in PARTLY_FROZEN and steps * options.batch_size >= STORED_FROM * facts.rows:
         nodes.append({"CachePrefix": {"keep": "disk"}})
@@ -120,15 +119,15 @@ def _techniques(strategy: str, facts: Facts) -> list[Any]:
     }[strategy]
 
 
-def rate_of(strategy: str, facts: Facts, *, raced: bool = True) -> float:
+def rate_of(strategy: str, facts: Facts) -> float:
     """The rate of AdamW that a strategy begins with, as measured on small sets of its kind."""
     small = facts.parameters is not None and facts.parameters < SMALL and facts.modality == "image"
-    if small and strategy == "full" and not raced:
-        return ALONE
+    if small and strategy == "full":
+        return SMALL_FULL
     return (LIGHT_RATES if strategy in LIGHT else RATES)[facts.modality]
 
 
-def _options(strategy: str, facts: Facts, raced: bool) -> TrainSpec:
+def _options(strategy: str, facts: Facts) -> TrainSpec:
     if facts.modality == "table":
         return TrainSpec(
             batch_size=128 if facts.rows > 2000 else 32,
@@ -136,7 +135,7 @@ def _options(strategy: str, facts: Facts, raced: bool) -> TrainSpec:
             schedule=parse_one({"Cosine": {"warmup": 0.05}}, "schedule"),
             precision=facts.precision,
         )
-    rate = rate_of(strategy, facts, raced=raced)
+    rate = rate_of(strategy, facts)
     return TrainSpec(
         batch_size=32 if facts.modality == "text" or facts.rows < 5000 else 64,
         optimizer=parse_one({"AdamW": {"lr": rate, "weight_decay": 0.01}}, "optimizer"),

@@ -91,13 +91,12 @@ def test_a_rung_decides_what_it_can_tell_apart():
 
 
 def test_full_fine_tuning_begins_at_the_rate_that_was_measured_for_its_kind():
-    def rate(strategy, modality, parameters, **options):
+    def rate(strategy, modality, parameters):
         facts = Facts(modality=modality, rows=900, num_blocks=6, best_depth=1.0, parameters=parameters)
-        return candidate(strategy, facts, steps=9, why="", **options).train.optimizer.lr
+        return candidate(strategy, facts, steps=9, why="").train.optimizer.lr
 
     assert rate("full", "text", 22_000_000) == 1e-4
-    assert rate("full", "image", 213_000, raced=False) == 1e-2
-    assert rate("full", "image", 213_000) == 3e-4
+    assert rate("full", "image", 213_000) == 1e-2
     assert rate("full", "image", 86_000_000) == rate("full", "image", None) == 3e-4
     assert rate("last-k", "image", 213_000) == 3e-4
     assert rate("lora", "text", 22_000_000) == 5e-4
