@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from regraft.core.micro_batch import randomness, restore_randomness
 from regraft.core.seeding import seed_default
-from regraft.core.values import Batch, Loss, size
+from regraft.core.values import Batch, Loss, split
 from regraft.errors import RunError
 
 BUCKET = 8_000_000  # numbers that are summed in one message: more would only hold more memory
@@ -53,10 +53,10 @@ def share_of(batch: Batch, ranks: Ranks) -> tuple[Batch, float]:
 
     Where there are more processes than examples the last ones repeat the first example with weight 0.
     """
-    rows = -(-size(batch) // ranks.count)
-    at = ranks.rank * rows
-    here, counts = (slice(at, at + rows), 1.0) if at < size(batch) else (slice(0, 1), 0.0)
-    return {key: value[here] for key, value in batch.items()}, counts
+    parts = split(batch, ranks.count)
+    if ranks.rank < len(parts):
+        return parts[ranks.rank], 1.0
+    return {key: value[:1] for key, value in batch.items()}, 0.0
 
 
 @contextmanager
@@ -112,10 +112,12 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 def _buckets(grads: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Gradients of one type that are summed together."""
     bucket: list[Tensor] = []
+    held = 0
     for grad in grads:
-        if bucket and (grad.dtype != bucket[0].dtype or sum(each.numel() for each in bucket) + grad.numel() > BUCKET):
+        if bucket and (grad.dtype != bucket[0].dtype or held + grad.numel() > BUCKET):
             yield bucket
-            bucket = []
+            bucket, held = [], 0
         bucket.append(grad)
+        held += grad.numel()
     if bucket:
         yield bucket

@@ -135,7 +135,7 @@ def words_only(network: nn.Module, seen: Mapping[int, Tensor], length: int) -> d
     return {depth: values[:, -length:] for depth, values in seen.items()}
 
 
-def word_embedding(network: nn.Module) -> nn.Module:
+def word_embedding(network: nn.Module) -> nn.Embedding:
     """The layer that turns token ids into vectors."""
     return network.get_input_embeddings()  # type: ignore[operator]
 

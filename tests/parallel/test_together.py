@@ -9,7 +9,7 @@ import torch
 from faults.lab import Forked
 from toy import Tensors, adam, blobs, mlp, recipe, sgd, stage, weights
 
-from regraft.core import Hook, fit
+from regraft.core import Hook, fit, ranks
 from regraft.core.ranks import own_numbers, share_of, whole_gradient
 from regraft.core.values import Loss
 from regraft.parallel.group import follow
@@ -133,3 +133,9 @@ def test_processes_that_drift_apart_are_found_out(tmp_path):
 
     ends = together(tmp_path, 2, made)
     assert all("the 2 processes hold different weights after step 4" in end.error for end in ends)
+
+
+def test_gradients_are_summed_in_messages_of_one_type_and_bounded_size(monkeypatch):
+    monkeypatch.setattr(ranks, "BUCKET", 7)
+    grads = [torch.zeros(n) for n in (3, 4, 5)] + [torch.zeros(1, dtype=torch.float64), torch.zeros(9).double()]
+    assert [[len(grad) for grad in bucket] for bucket in ranks._buckets(grads)] == [[3, 4], [5], [1], [9]]

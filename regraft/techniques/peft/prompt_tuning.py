@@ -13,7 +13,7 @@ from regraft.core.modes import eval_mode
 from regraft.core.stage import Recipe, Stage
 from regraft.core.technique import Technique
 from regraft.errors import Conflict, ModelError
-from regraft.layers.prompt import Encoder, Prompt, find_network, insert, prompt_parameters, require_room
+from regraft.layers.prompt import Encoder, Prompt, find_network, insert, prompt_parameters, require_room, word_embedding
 from regraft.models.edit import edit_models
 from regraft.models.example import run_once
 from regraft.models.parts import chosen, parts_of
@@ -31,7 +31,7 @@ def with_prompt(
     def edited(model: nn.Module, stage: Stage[Any]) -> nn.Module:
         try:
             network = find_network(model)
-            width = model.get_submodule(network).get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+            width = word_embedding(model.get_submodule(network)).weight.shape[1]
             size = hidden or (width if encoder != "none" else 0)
             return _prompted(
                 stage, Prompt(network=network, tokens=tokens, encoder=encoder, hidden=size), asked_by, seed

@@ -45,10 +45,12 @@ def accuracy(model: torch.nn.Module, *, shifted: bool) -> float:
 
 @pytest.mark.inventory("effective-sample", by="technique ImageGeometry")
 def test_shifted_training_digits_do_better_on_shifted_ones_than_twice_as_many_unshifted_ones():
-    for seed in range(2):
+    lost = []
+    for seed in range(3):
         few, many = trained(200, seed=seed), trained(400, seed=seed)
         augmented = trained(200, SHIFT, seed=seed)
         robust, plain, twice = (accuracy(model, shifted=True) for model in (augmented, few, many))
         assert robust > plain + 0.1, (robust, plain)
         assert robust > twice + 0.05, (robust, twice)
-        assert accuracy(augmented, shifted=False) > accuracy(few, shifted=False) - 0.1
+        lost.append(accuracy(few, shifted=False) - accuracy(augmented, shifted=False))
+    assert sum(lost) / len(lost) < 0.05, lost  # on digits in their place, which it was not made for
