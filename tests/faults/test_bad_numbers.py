@@ -396,8 +396,13 @@ def test_the_level_is_that_of_the_formula():
 def clean(technique: Technique | None, seed: int, steps: int) -> int:
     """Steps made with the guard on its most watchful setting; a false alarm raises."""
     case = None if technique is None else CASES[type(technique).__name__]
-    model = network() if case is None else case.network(0.1)
-    recipe = toy_recipe(model, steps=steps, precision="bf16" if seed % 2 else "fp32")
+    precision = "bf16" if seed % 2 else "fp32"
+    if case is None:
+        recipe = toy_recipe(network(), steps=steps, precision=precision)
+    else:
+        recipe = toy_recipe(
+            case.network(0.1), steps=steps, precision=precision, shows=case.shows, objective=case.objective
+        )
     spike = None if isinstance(technique, GRPO) else 3.0
     compiled = compile(recipe, [*([technique] if technique else []), Guard(on_trouble="stop", spike=spike)])
     return sum(fit(compiled, seed=seed).steps.values())
