@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -135,6 +135,16 @@ class Update(Protocol):
 
     def load_state_dict(self, state: State, /) -> None:
         """Take back what `state_dict` gave."""
+        ...
+
+
+@runtime_checkable
+class WithoutLevel(Protocol):
+    """A part of a stage whose loss rises and falls by itself, so that a rise says nothing about the run."""
+
+    @property
+    def why_no_level(self) -> str:
+        """What its loss does, as the end of the sentence "the loss ...", for who asks for an alarm on it."""
         ...
 
 

@@ -28,12 +28,14 @@ from regraft.optim.optimizers import Adam
 from regraft.optim.schedules import Cosine
 from regraft.phases.rundir import EventLog
 from regraft.techniques.alignment.grpo import GRPO
+from regraft.techniques.control.uncertainty_weighting import UncertaintyWeighting
 from regraft.techniques.generative.gan import GAN
 from regraft.techniques.peft.lora import LoRA
 from regraft.techniques.regularise.sam import SAM
 from regraft.techniques.regularise.weight_average import WeightAverage
+from regraft.techniques.regularise.weight_penalty import L2Penalty
 from regraft.techniques.reliability.guard import Guard, Level
-from regraft.testing import Players, assert_sentence, network, toy_recipe
+from regraft.testing import EachClass, Players, assert_sentence, network, toy_recipe
 
 STEPS = 8
 BAD = (float("nan"), float("inf"), -float("inf"))
@@ -403,7 +405,7 @@ def clean(technique: Technique | None, seed: int, steps: int) -> int:
         recipe = toy_recipe(
             case.network(0.1), steps=steps, precision=precision, shows=case.shows, objective=case.objective
         )
-    spike = None if isinstance(technique, GRPO) else 3.0
+    spike = None if isinstance(technique, GRPO | UncertaintyWeighting) else 3.0  # their losses have no level
     compiled = compile(recipe, [*([technique] if technique else []), Guard(on_trouble="stop", spike=spike)])
     return sum(fit(compiled, seed=seed).steps.values())
 
@@ -411,6 +413,12 @@ def clean(technique: Technique | None, seed: int, steps: int) -> int:
 def test_a_loss_without_a_level_has_no_spikes():
     with pytest.raises(Conflict, match=r"Guard\.spike: the loss of stage 'first' is of rollouts"):
         compile(toy_recipe(network()), [GRPO(), Guard(spike=3.0)])
+    recipe = toy_recipe(network(), objective=EachClass())
+    with pytest.raises(
+        Conflict, match=r"the loss of stage 'first' is divided by variances that are learned.*; leave spike out"
+    ):
+        compile(recipe, [L2Penalty(), UncertaintyWeighting(), Guard(spike=3.0)])
+    compile(recipe, [UncertaintyWeighting(), Guard(gradient_spike=10.0)])
 
 
 def test_clean_steps_raise_no_alarm():

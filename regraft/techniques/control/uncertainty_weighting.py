@@ -27,6 +27,10 @@ def weighted_by_noise(losses: Tensor, log_variance: Tensor) -> Tensor:
 class Weighted(nn.Module):
     """The mean over the tasks of `base`, each weighed by a variance that is learned."""
 
+    why_no_level = (
+        "is divided by variances that are learned, which makes a hard batch weigh the more the better all others fit"
+    )
+
     def __init__(self, base: SeveralTasks, speed: float) -> None:
         super().__init__()
         self.base, self.speed = base, speed

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from regraft.core import Batch, Clock, Hook, Loss, OneUpdate, Recipe, Run, Stage, Step, Technique, Update, UpdateWrapper
 from regraft.core.finite import Trouble, bad_weights, modules_of, weights_are_finite
 from regraft.core.guard import found
-from regraft.core.protocols import LossFn, NamedParams, State, StepBuilder, UpdateBuilder
+from regraft.core.protocols import LossFn, NamedParams, State, StepBuilder, UpdateBuilder, WithoutLevel, layers
 from regraft.core.stage import each_stage
 from regraft.core.state import run_state
 from regraft.errors import Conflict, RunError
@@ -124,6 +124,13 @@ class Levelling:
         """The update of these parameters."""
         level, gradient = (None if factor is None else Level(factor) for factor in (self.loss, self.gradient))
         return Levelled(self.base(params), level, gradient)
+
+
+def without_level(stage: Stage[Any]) -> str:
+    """Why the losses of a stage cannot be told from spikes; nothing where they can."""
+    if stage.source.state_dict():
+        return "is of rollouts drawn from the weights of their step"
+    return next((layer.why_no_level for layer in layers(stage.objective) if isinstance(layer, WithoutLevel)), "")
 
 
 # ---- what was there before
@@ -346,8 +353,8 @@ class Guard(Technique):
         most: such steps, with fewer than `every` good ones in a row between them, before the run ends.
         every: steps between two copies, and good steps in a row after which the count of `most` begins again.
         spike: a loss is one above this many times its running mean, if it also is far outside of what it strays by and above
-            where the stage began; default none is. 3 is usual. Refused beside rollouts, whose loss has no level. It reads the
-            loss from the device in every step, as "roll_back" reads whether the weights are finite.
+            where the stage began; default none is. 3 is usual. Refused beside rollouts and learned variances, whose loss has no
+            level. It reads the loss from the device in every step, as "roll_back" reads whether the weights are finite.
         gradient_spike: the same of the norm of the gradient before clipping, which tells that gradients explode, as in recurrent
             and very deep networks, a step before the loss does. 10 is usual; clipping (`train.max_norm`) is the cure.
 
@@ -372,10 +379,9 @@ class Guard(Technique):
         return each_stage(recipe, self._guarded)
 
     def _guarded(self, stage: Stage[Any]) -> Stage[Any]:
-        if self.spike is not None and stage.source.state_dict():
+        if self.spike is not None and (why := without_level(stage)):
             raise Conflict(
-                f"Guard.spike: the loss of stage {stage.name!r} is of rollouts drawn from the weights of their step, which "
-                "has no level to jump from; leave spike out"
+                f"Guard.spike: the loss of stage {stage.name!r} {why}, so it has no level to jump from; leave spike out"
             )
         if self.spike is not None or self.gradient_spike is not None:
             stage = replace(stage, update=Levelling(stage.update, self.spike, self.gradient_spike))
