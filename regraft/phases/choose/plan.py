@@ -23,6 +23,10 @@ class Speed:
     step_s: float  # seconds of a full training step
     batch_size: int
 
+    def of(self, strategy: str) -> float:
+        """Seconds of a step of a strategy."""
+        return self.step_s * RELATIVE_COST.get(strategy, 1.0)
+
 
 def make_race(facts: Facts, speed: Speed, *, seconds: float, only: str | None = None) -> tuple[RaceSpec, list[str]]:
     """The race that fits into `seconds`: candidates, their steps, and the rungs; and the sentences that say why.
@@ -41,14 +45,13 @@ def make_race(facts: Facts, speed: Speed, *, seconds: float, only: str | None = 
         return RaceSpec(candidates=(probe,)), ["strategy probe: asked for, no race"]
     names = [(only, "asked for")] if only else order(facts)
     per_epoch = math.ceil(facts.rows / speed.batch_size)
-    share = 1.0 if len(names) == 1 else 1.0 - RACE_SHARE
     most = math.ceil(MOST_EPOCHS[facts.modality] * per_epoch)
 
-    def steps(name: str) -> int:
-        cost = speed.step_s * RELATIVE_COST.get(name, 1.0)
-        return min(most, int(share * seconds / cost))
+    def steps(name: str, seconds: float) -> int:
+        return min(most, int(seconds / speed.of(name)))
 
-    wanted = [(name, why, steps(name)) for name, why in names]
+    share = 1.0 if len(names) == 1 else 1.0 - RACE_SHARE
+    wanted = [(name, why, steps(name, share * seconds)) for name, why in names]
     affordable = [entry for entry in wanted if entry[2] >= max(FEWEST_STEPS, per_epoch // 4)]
     if not affordable:
         if only:
@@ -63,6 +66,8 @@ def make_race(facts: Facts, speed: Speed, *, seconds: float, only: str | None = 
         entries, rungs = affordable, ()
     else:
         entries, rungs = _field(affordable, speed, RACE_SHARE * seconds)
+        left = seconds - _lost([name for name, _, _ in entries], rungs, speed)  # mostly more than was set aside
+        entries = [(name, why, steps(name, left)) for name, why, _ in entries]
     made = [candidate(name, facts, steps=count, why=why) for name, why, count in entries]
     sentences = [entries[0][1]] if entries[0][1] else []
     sentences.append(
@@ -83,12 +88,22 @@ def _field(entries: list[Entry], speed: Speed, seconds: float) -> tuple[list[Ent
     field: list[Entry] = []
     spent = 0.0
     for entry in entries:
-        spent += min(first, entry[2]) * speed.step_s * RELATIVE_COST.get(entry[0], 1.0)
+        spent += min(first, entry[2]) * speed.of(entry[0])
         if len(field) >= 2 and spent > seconds * 0.6:
             break
         field.append(entry)
     second = min(3 * first, longest)
     return field, (first, second) if len(field) > 2 and second > first else (first,)
+
+
+def _lost(names: Sequence[str], rungs: Sequence[int], speed: Speed) -> float:
+    """Seconds that go at most to candidates that do not win: the cheapest of those still running is taken for the winner."""
+    costs = sorted((speed.of(name) for name in names), reverse=True)
+    alive, before, seconds = len(costs), 0, 0.0
+    for rung in rungs:
+        seconds += (rung - before) * sum(costs[: alive - 1])
+        alive, before = max(1, alive // 2), rung
+    return seconds
 
 
 def _listed(candidates: Sequence[CandidateSpec], per_epoch: int) -> str:

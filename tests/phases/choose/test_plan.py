@@ -45,9 +45,19 @@ def test_the_race_fits_into_its_seconds():
     race, _ = make_race(FACTS, SPEED, seconds=120)
     steps = {c.name: c.steps for c in race.candidates}
     assert steps["probe"] == 0
-    assert 0.1 * steps["full"] <= 0.7 * 120
-    spent = sum(0.1 * min(race.rungs[0], c.steps) for c in race.candidates)
-    assert spent <= 0.3 * 120
+    assert list(steps) == ["probe", "full", "last-k", "lora"]
+    lost = 0.1 * race.rungs[0] * (1.0 + 0.85)  # the two that cost most, where last-k wins; nobody else is left after that
+    assert lost <= 0.3 * 120
+    assert 0.1 * steps["full"] == pytest.approx(120 - lost, abs=0.1)
+
+
+def test_what_a_race_of_two_rungs_costs_its_losers_is_taken_off():
+    race, _ = make_race(FACTS, SPEED, seconds=160)
+    first, second = race.rungs
+    steps = {c.name: c.steps for c in race.candidates}
+    assert list(steps) == ["probe", "full", "last-k", "lora", "thaw"]
+    lost = 0.1 * (first * (1.0 + 0.85 + 0.7) + (second - first) * 1.0)  # of the two left, the cheaper wins
+    assert 0.1 * steps["full"] == pytest.approx(160 - lost, abs=0.1)
 
 
 def test_more_time_never_means_fewer_steps():
