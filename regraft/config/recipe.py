@@ -144,7 +144,7 @@ class RaceSpec(Spec):
     """Successive halving: after each rung the better half goes on. Jamieson and Talwalkar, 2016, arXiv:1502.07943."""
 
     candidates: tuple[CandidateSpec, ...]
-    rungs: tuple[int, ...] = ()  # steps every candidate still in the race has made at the end of each rung
+    rungs: tuple[int, ...] = ()  # steps of the short training that every candidate still in the race makes in each rung
 
 
 class RecipeSpec(Spec):

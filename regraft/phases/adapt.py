@@ -26,12 +26,12 @@ from regraft.phases.choose.features import head_features, model_outputs
 from regraft.phases.choose.fit import Head, fit_head, standardised
 from regraft.phases.choose.plan_phase import plan_phase
 from regraft.phases.choose.probe_phase import load_heads, with_probe
-from regraft.phases.choose.race import Runner, Track, finish, run_race
+from regraft.phases.choose.race import Entrant, Runner, Track, run_race
 from regraft.phases.job import Job
 from regraft.phases.metering import Meter, step_flops, units
 from regraft.phases.overfitting import overfitting
 from regraft.phases.rundir import EVENTS, EventLog
-from regraft.phases.training import Valid, better, epochs_of, newest_score, weight_bytes
+from regraft.phases.training import Valid, above_its_error, better, epochs_of, newest_score, weight_bytes
 
 CHECKPOINTS, WINNER = "checkpoints", "winner"
 FINAL, FINAL_VALID = "phases/final.safetensors", "phases/final_valid.npy"
@@ -49,33 +49,30 @@ def race_phase(job: Job) -> dict[str, Any]:
     ) as meter:
         _forget_events(job)
         track = _track(job)
-        budgeted = sum(min(race.rungs[0] if race.rungs else 0, c.steps) for c in race.candidates if c.steps)
-        if budgeted:
-            job.reporter.begin("race", _race_steps(race), "steps")
+        if steps := _race_steps(race):
+            job.reporter.begin("race", steps, "steps")
         winner, entries = run_race(race, track, job.reporter.say)
         job.reporter.end()
         notes: dict[str, Any] = {"winner": None, "entries": entries}
         if winner is not None:
-            meter.flops = _training_flops(job, winner, sum(e["steps"] for e in entries) + winner.trainer.done)
-            if winner.trainer.run is not None:
-                save(_winner_folder(job), winner.trainer.run.state_dict())
-            notes |= {
-                "winner": winner.spec.name,
-                "rung": winner.rung,
-                "seconds": winner.seconds,
-                "result": winner.result,
+            runner = track.runner(winner)
+            meter.flops = _training_flops(job, runner, sum(e["steps"] for e in entries) + winner.steps)
+            if winner.rung:
+                with torch.random.fork_rng(devices=[]):
+                    save(_winner_folder(job), runner.trainer.begin().state_dict())
+            notes |= {"winner": winner.spec.name} | {
+                key: getattr(winner, key) for key in ("rung", "steps", "seconds", "result")
             }
-            job.found["winner"] = winner
+            job.found["winner"] = runner
     return job.run.finish("race", notes)
 
 
 def _race_steps(race: RaceSpec) -> int:
     """Steps the race makes if all candidates take part."""
-    total, made = 0, 0
-    alive = [c for c in race.candidates if c.steps]
-    for rung in race.rungs:
-        total += sum(min(rung, c.steps) - min(made, c.steps) for c in alive)
-        made, alive = rung, alive[: max(1, len(alive) // 2)]
+    total, alive = 0, [c for c in race.candidates if c.steps]
+    for rung in race.rungs if len(alive) > 1 else ():
+        total += sum(min(rung, c.steps) for c in alive)
+        alive = alive[: max(1, len(alive) // 2)]
     return total
 
 
@@ -157,18 +154,12 @@ def adapt_phase(job: Job) -> dict[str, Any]:
             sentences += overfitting(events.read_text(encoding="utf-8").splitlines(), race["winner"])
             baseline = torch.from_numpy(np.load(job.run.path / "phases" / "probe_chosen_valid.npy"))
             kept = clearly_better(outputs, baseline, job.materials.targets("valid"), task=job.materials.task)
-            runner.status = "won" if kept else "stopped"
-            runner.reason = _verdict(runner.spec, result, probe, kept)
-            runner.result = result
-            entries.append(
-                runner.entry()
-                | {
-                    "epochs": epochs_of(
-                        runner.trainer.done, len(job.materials.rows("train")), runner.spec.train.batch_size
-                    )
-                }
-            )
-            sentences.append(runner.reason)
+            runner.entrant.status = "won" if kept else "stopped"
+            runner.entrant.reason = _verdict(runner.spec, result, probe, kept)
+            runner.entrant.result = result
+            epochs = epochs_of(runner.steps, len(job.materials.rows("train")), runner.spec.train.batch_size)
+            entries.append(runner.entry() | {"epochs": epochs})
+            sentences.append(runner.entrant.reason)
             if not kept:
                 model = None
         winner = race["winner"] if model is not None else "probe"
@@ -199,7 +190,7 @@ def _to_its_end(job: Job, race: dict[str, Any], meter: Meter) -> tuple[Runner, d
     with job.stop.held(), ExitStack() as saving:
         for checkpointer in runner.trainer.checkpointers():
             saving.enter_context(checkpointer)
-        result = finish(runner)
+        result = runner.finish()
     job.reporter.end()
     meter.flops = _training_flops(job, runner, runner.trainer.done - before)
     return runner, result
@@ -220,9 +211,9 @@ def _resumed(job: Job, race: dict[str, Any]) -> Runner:
             runner = cast(Runner, job.found.pop("winner"))
         else:
             spec = next(c for c in (job.spec.race or RaceSpec(candidates=())).candidates if c.name == race["winner"])
-            runner = _track(job).runner(spec)
+            ran = {key: race[key] for key in ("rung", "steps", "seconds", "result")}
+            runner = _track(job).runner(Entrant(spec, **ran))
             runner.trainer.load(state)
-    runner.rung, runner.seconds, runner.result = race["rung"], race["seconds"], race["result"]
     options, validate = job.spec.checkpoint, runner.validate
     best = Best(options.keep_best, lambda run: newest_score(validate.results, run)) if options.keep_best else None
     later = 0 if validate.best else weight_bytes(runner.trainer.recipe.model)
@@ -318,7 +309,7 @@ def final_model(job: Job) -> nn.Module:
         spec: CandidateSpec = next(
             c for c in (job.spec.race or RaceSpec(candidates=())).candidates if c.name == notes["winner"]
         )
-        model = _track(job).runner(spec).trainer.recipe.model
+        model = _track(job).runner(Entrant(spec)).trainer.recipe.model
     load_tensors(model, str(job.run.path / FINAL))
     job.found["final"] = model.eval()
     return model
@@ -327,13 +318,14 @@ def final_model(job: Job) -> nn.Module:
 def clearly_better(ours: Tensor, theirs: Tensor, targets: Tensor, *, task: str) -> bool:
     """Is the mean gain per validation row above one standard error of it? Else the probe, the simpler model, is kept.
 
-    The gain of a row is in correct answers, or in loss for multi-label and regression; both outputs are (N, C).
+    The gain of a row is in correct answers or, where no fewer are correct, in loss; in loss alone for multi-label and
+    regression. Both outputs are (N, C).
     """
-    if task in ("binary", "multiclass"):
-        gain = (ours.argmax(1) == targets).float() - (theirs.argmax(1) == targets).float()
-    else:
-        gain = per_example_losses(theirs, targets, task) - per_example_losses(ours, targets, task)
-    return bool(gain.mean() > gain.std() / math.sqrt(len(gain))) if len(gain) > 1 else False
+    in_loss = per_example_losses(theirs, targets, task) - per_example_losses(ours, targets, task)
+    if task not in ("binary", "multiclass"):
+        return above_its_error(in_loss)
+    in_answers = (ours.argmax(1) == targets).float() - (theirs.argmax(1) == targets).float()
+    return above_its_error(in_answers) or (float(in_answers.sum()) >= 0 and above_its_error(in_loss))
 
 
 def _gate(winner: str, entries: list[dict[str, Any]]) -> tuple[bool, str]:

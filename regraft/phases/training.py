@@ -106,14 +106,20 @@ class Valid:
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """`score` (higher is better, see `gram.score`) and mean `loss` of the whole model."""
-        outputs = model_outputs(model, self.encoded, precision=self.precision)
-        return self.judge(outputs)
+        return self.judge(self.outputs(model))
+
+    def outputs(self, model: nn.Module) -> Tensor:
+        """What the model answers, (N, C)."""
+        return model_outputs(model, self.encoded, precision=self.precision)
 
     def judge(self, outputs: Tensor) -> dict[str, float]:
-        """The same of outputs that are there already."""
-        losses = per_example_losses(outputs, self.targets, self.task)
+        """Score and loss of outputs that are there already."""
         shown = outputs.sigmoid() if self.task == "multilabel" else outputs
-        return {"score": score(shown, self.targets, self.task), "loss": float(losses.mean())}
+        return {"score": score(shown, self.targets, self.task), "loss": float(self.losses(outputs).mean())}
+
+    def losses(self, outputs: Tensor) -> Tensor:
+        """(N,) of the examples."""
+        return per_example_losses(outputs, self.targets, self.task)
 
 
 class Validate(Hook):
@@ -205,6 +211,11 @@ def error_of(score: float, rows: int) -> float:
     return math.sqrt(max(score * (1 - score), 1e-4) / rows) if 0 <= score <= 1 else 0.0
 
 
+def above_its_error(gain: Tensor) -> bool:
+    """Is the mean of differences (N,), one for each row, above one standard error of it?"""
+    return bool(gain.mean() > gain.std() / math.sqrt(len(gain))) if len(gain) > 1 else False
+
+
 def evenly(steps: int, times: int) -> list[int]:
     """`times` step numbers, evenly spaced, the last being `steps`."""
     return sorted({max(1, round(steps * (k + 1) / times)) for k in range(times)})
@@ -220,7 +231,7 @@ def steps_done(run: Run) -> int:
 
 @dataclass
 class Trainer:
-    """Runs a compiled recipe in portions: a race stops everybody at a rung, and the winner goes on from there."""
+    """Runs a compiled recipe, in portions where that is wanted."""
 
     recipe: Recipe
     seed: int
@@ -241,13 +252,17 @@ class Trainer:
         """Steps made so far."""
         return 0 if self.run is None else steps_done(self.run)
 
+    def begin(self) -> Run:
+        """The run; before its first step if there was none."""
+        if self.run is None:
+            self.run = self._start(0, None)
+        return self.run
+
     def until(self, target: int) -> None:
         """Make steps until `target` of them are made over all stages, or a hook stops the run for good."""
         with torch.random.fork_rng(devices=[]):
             while not self.finished and self.done < target:
-                if self.run is None:
-                    self.run = self._start(0, None)
-                run = self.run
+                run = self.begin()
                 before = run.clock.step
                 advance(run, min(target - self.done, run.clock.total - run.clock.step))
                 self.on_portion(run.clock.step - before)

@@ -87,7 +87,7 @@ def strike(at: Point, how: How) -> Reporter:
     elif at.kind == "evaluation":
         _in_evaluation(reporter, judges.Watch, "_validate", at, end)
     elif at.kind == "measure":
-        _in_evaluation(reporter, training.Valid, "measure", at, end)
+        _in_evaluation(reporter, training.Valid, "outputs", at, end)
     elif at.kind == "stage":
         _between_stages(reporter, at, end)
     else:

@@ -149,6 +149,16 @@ def test_a_candidate_must_gain_more_than_the_standard_error_of_its_gain():
     assert not clearly_better(base, base, targets, task="binary")
 
 
+def test_with_no_fewer_correct_answers_a_lower_loss_is_a_gain():
+    targets = torch.zeros(100, dtype=torch.int64)
+    base = torch.stack([torch.tensor([1.0, 0.0])] * 80 + [torch.tensor([0.0, 1.0])] * 20)
+    surer = torch.cat([base[:80] * 2, base[80:] * 0.5])  # surer where it is right, less sure where it is wrong
+    assert clearly_better(surer, base, targets, task="binary")
+    assert not clearly_better(base, surer, targets, task="binary")
+    fewer = torch.cat([surer[:79], surer[99:], surer[80:]])
+    assert not clearly_better(fewer, base, targets, task="binary")
+
+
 def test_counting_flops_leaves_running_statistics_alone():
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2))
     before = {name: value.clone() for name, value in network.state_dict().items()}

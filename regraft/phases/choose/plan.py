@@ -10,9 +10,10 @@ from regraft.config.recipe import CandidateSpec, RaceSpec
 from regraft.errors import BudgetError
 from regraft.phases.choose.rules import RELATIVE_COST, Facts, candidate, order
 
-RACE_SHARE = 0.3  # of the time left for adapting, at most, goes to candidates that do not win
+RACE_SHARES = 0.15, 0.5  # of the time left for adapting; above the first only what the longest training has no use for
 MOST_EPOCHS = {"text": 5.0, "image": 30.0, "table": 60.0}
 FEWEST_STEPS = 20  # a rung shorter than this measures noise
+LONGER = 3  # the second rung over the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,59 +51,67 @@ def make_race(facts: Facts, speed: Speed, *, seconds: float, only: str | None = 
     def steps(name: str, seconds: float) -> int:
         return min(most, int(seconds / speed.of(name)))
 
-    share = 1.0 if len(names) == 1 else 1.0 - RACE_SHARE
-    wanted = [(name, why, steps(name, share * seconds)) for name, why in names]
-    affordable = [entry for entry in wanted if entry[2] >= max(FEWEST_STEPS, per_epoch // 4)]
+    racing = _for_the_race(seconds, most * max(speed.of(name) for name, _ in names)) if len(names) > 1 else 0.0
+    wanted = [(name, why, steps(name, seconds - racing)) for name, why in names]
+    fewest = max(FEWEST_STEPS, per_epoch // 4)
+    affordable = [entry for entry in wanted if entry[2] >= fewest]
     if not affordable:
         if only:
             raise BudgetError(
-                f"--budget: {only} needs at least {max(FEWEST_STEPS, per_epoch // 4)} steps of {speed.step_s:.2f} s, and "
+                f"--budget: {only} needs at least {fewest} steps of {speed.step_s:.2f} s, and "
                 f"{max(seconds, 0):.0f} s are left for them; give a larger budget or --strategy probe"
             )
         return RaceSpec(candidates=(probe,)), [
             f"{max(seconds, 0):.0f} s are too few to train anything ({speed.step_s * 1e3:.0f} ms a step), so the probe stands"
         ]
-    if len(affordable) == 1:
-        entries, rungs = affordable, ()
-    else:
-        entries, rungs = _field(affordable, speed, RACE_SHARE * seconds)
-        left = seconds - _lost([name for name, _, _ in entries], rungs, speed)  # mostly more than was set aside
-        entries = [(name, why, steps(name, left)) for name, why, _ in entries]
+    entries, rungs = _field(affordable, speed, racing) if len(affordable) > 1 else (affordable, ())
+    left = seconds - _cost([speed.of(name) for name, _, _ in entries], rungs)  # may be more than was set aside
+    if min(steps(name, left) for name, _, _ in entries) < fewest:
+        entries, rungs, left = affordable[:1], (), seconds
+    entries = [(name, why, steps(name, left)) for name, why, _ in entries]
     made = [candidate(name, facts, steps=count, why=why) for name, why, count in entries]
     sentences = [entries[0][1]] if entries[0][1] else []
     sentences.append(
         f"{seconds:.0f} s for training at {speed.step_s * 1e3:.0f} ms a full step: " + _listed(made, per_epoch)
     )
     if rungs:
-        sentences.append(f"rungs at {' and '.join(f'{r:,}' for r in rungs)} steps; after each the better half goes on")
+        sentences.append(f"rungs of {' and '.join(f'{r:,}' for r in rungs)} steps; after each the better half goes on")
     return RaceSpec(candidates=(probe, *made), rungs=tuple(rungs)), sentences
 
 
 Entry = tuple[str, str, int]  # strategy, why, steps
 
 
+def _for_the_race(seconds: float, longest: float) -> float:
+    """Seconds of the race: what is left beside the longest training, within bounds."""
+    least, most = (share * seconds for share in RACE_SHARES)
+    return min(max(seconds - longest, least), most)
+
+
 def _field(entries: list[Entry], speed: Speed, seconds: float) -> tuple[list[Entry], tuple[int, ...]]:
-    """As many candidates, in the order of the rules, as can make a first rung worth measuring in `seconds`."""
+    """As many candidates, in the order of the rules, as can make rungs worth measuring in `seconds`; rungs as long as fit."""
     longest = max(steps for _, _, steps in entries)
-    first = max(FEWEST_STEPS, longest // 16)
-    field: list[Entry] = []
-    spent = 0.0
-    for entry in entries:
-        spent += min(first, entry[2]) * speed.of(entry[0])
-        if len(field) >= 2 and spent > seconds * 0.6:
+    shortest = max(FEWEST_STEPS, longest // 16)
+    field = entries[:2]
+    for entry in entries[2:]:
+        if _cost([speed.of(name) for name, _, _ in [*field, entry]], _rungs(shortest, len(field) + 1)) > seconds:
             break
         field.append(entry)
-    second = min(3 * first, longest)
-    return field, (first, second) if len(field) > 2 and second > first else (first,)
+    unit = _cost([speed.of(name) for name, _, _ in field], _rungs(1, len(field)))
+    first = max(shortest, min(int(seconds / unit), longest // 4))
+    return field, _rungs(first, len(field))
 
 
-def _lost(names: Sequence[str], rungs: Sequence[int], speed: Speed) -> float:
-    """Seconds that go at most to candidates that do not win: the cheapest of those still running is taken for the winner."""
-    costs = sorted((speed.of(name) for name in names), reverse=True)
-    alive, before, seconds = len(costs), 0, 0.0
+def _rungs(first: int, candidates: int) -> tuple[int, ...]:
+    return (first, LONGER * first) if candidates // 2 > 1 else (first,)
+
+
+def _cost(costs: Sequence[float], rungs: Sequence[int]) -> float:
+    """Seconds of a race at most, of the seconds of a step of each candidate: the dearest go on."""
+    alive, seconds = sorted(costs, reverse=True), 0.0
     for rung in rungs:
-        seconds += (rung - before) * sum(costs[: alive - 1])
-        alive, before = max(1, alive // 2), rung
+        seconds += rung * sum(alive)
+        alive = alive[: max(1, len(alive) // 2)]
     return seconds
 
 

@@ -1,7 +1,10 @@
-"""The race: candidates train in portions, and after each rung the better half goes on (successive halving).
+"""The race: candidates make short trainings, and after each rung the better half goes on (successive halving).
 
 Jamieson and Talwalkar, 2016, arXiv:1502.07943. Everybody starts from the probe's head, runs on its own copy of the model, and
-is judged on validation alone. The winner goes on from where it stands, so nothing of its work is lost.
+is judged on validation alone. Unlike there a rung is a training of its own, whose schedule runs to its end: in the middle of
+one, candidates with a high learning rate stand far below where they end (Haegele et al., 2024, arXiv:2405.18392, see the same
+of language models). The next rung, and the winner's training, begin with the weights that the last one left, so none of its
+work is lost (warm restarts: Loshchilov and Hutter, 2017, arXiv:1608.03983).
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from regraft.config.parse import dump_one
@@ -20,20 +24,30 @@ from regraft.core import Hook
 from regraft.core.run import Log
 from regraft.data.encoded import Encoded
 from regraft.errors import ConfigError, Conflict, ModelError
-from regraft.phases.training import StepCounter, Trainer, Valid, Validate, error_of, evenly, supervised_recipe
+from regraft.phases.training import (
+    StepCounter,
+    Trainer,
+    Valid,
+    Validate,
+    above_its_error,
+    error_of,
+    evenly,
+    supervised_recipe,
+)
 
 
 @dataclass
-class Runner:
-    """A candidate in the race."""
+class Entrant:
+    """A candidate in the race, and what its last rung left."""
 
     spec: CandidateSpec
-    trainer: Trainer
-    validate: Validate
     result: dict[str, float] = field(default_factory=dict)
+    losses: Tensor = field(default_factory=lambda: torch.zeros(0))  # (N,) of the validation rows
+    weights: dict[str, Tensor] | None = None
     rung: int = 0
+    steps: int = 0  # of its rungs
     seconds: float = 0.0
-    status: str = "running"
+    status: str = "stopped"
     reason: str = ""
 
     def entry(self) -> dict[str, Any]:
@@ -43,13 +57,46 @@ class Runner:
             "techniques": [dump_one(t) for t in self.spec.techniques],
             "rule": self.spec.why,
             "valid": {key: value for key, value in self.result.items() if key in ("score", "loss")},
-            "steps": self.trainer.done,
+            "steps": self.steps,
             "planned_steps": self.spec.steps,
             "seconds": round(self.seconds, 2),
             "rung": self.rung,
             "status": self.status,
             "reason": self.reason,
         }
+
+
+@dataclass
+class Runner:
+    """The winner in its own training."""
+
+    entrant: Entrant
+    trainer: Trainer
+    validate: Validate
+
+    @property
+    def spec(self) -> CandidateSpec:
+        """What trains."""
+        return self.entrant.spec
+
+    @property
+    def steps(self) -> int:
+        """Made so far, rungs included."""
+        return self.entrant.steps + self.trainer.done
+
+    def finish(self) -> dict[str, float]:
+        """Train to the end and put the best weights back; returns their validation result."""
+        begin = time.perf_counter()
+        self.trainer.until(self.trainer.total)
+        restored = self.validate.restore(self.trainer.recipe.model)
+        if restored is not None:
+            self.entrant.result = restored
+        self.entrant.seconds += time.perf_counter() - begin
+        return self.entrant.result
+
+    def entry(self) -> dict[str, Any]:
+        """Its line in metrics.json."""
+        return self.entrant.entry() | {"steps": self.steps}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,87 +115,108 @@ class Track:
     tell: Callable[[int, str], None] = lambda steps, note: None
     hooks: Callable[[str], Sequence[Hook]] = lambda name: ()
 
-    def runner(self, spec: CandidateSpec) -> Runner:
-        """A candidate at the start line.
+    def runner(self, entrant: Entrant) -> Runner:
+        """The whole training of a candidate, from the weights of its last rung if it ran one.
 
         Raises:
             Conflict: its techniques do not fit the model or one another.
         """
-        model = copy.deepcopy(self.model)
+        spec = entrant.spec
         validate = Validate(self.valid, at=(), patience=self.patience)
+        trainer = self._trainer(spec, spec.name, entrant.weights, (validate,), self.hooks(spec.name))
+        validate.at = frozenset(evenly(trainer.total, self.validations))
+        return Runner(entrant, trainer, validate)
+
+    def run_rung(self, entrant: Entrant, number: int, steps: int) -> None:
+        """A training of some steps, whose whole schedule they take; the entrant is judged by what it ends with."""
+        begin = time.perf_counter()
+        spec = entrant.spec.replaced(steps=min(steps, entrant.spec.steps))
+        trainer = self._trainer(spec, f"{spec.name}, rung {number}", entrant.weights)
+        trainer.until(trainer.total)
+        model = trainer.recipe.model
+        outputs = self.valid.outputs(model)
+        entrant.result, entrant.losses = self.valid.judge(outputs), self.valid.losses(outputs)
+        entrant.weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        entrant.rung, entrant.steps = number, entrant.steps + trainer.done
+        entrant.seconds += time.perf_counter() - begin
+
+    def _trainer(
+        self,
+        spec: CandidateSpec,
+        label: str,
+        weights: dict[str, Tensor] | None,
+        stage_hooks: Sequence[Hook] = (),
+        run_hooks: Sequence[Hook] = (),
+    ) -> Trainer:
         recipe = supervised_recipe(
-            model, self.encoded, self.targets, task=self.task, candidate=spec, seed=self.seed, hooks=(validate,)
+            copy.deepcopy(self.model),
+            self.encoded,
+            self.targets,
+            task=self.task,
+            candidate=spec,
+            seed=self.seed,
+            hooks=stage_hooks,
         )
-        validate.at = frozenset(evenly(sum(stage.steps for stage in recipe.stages), self.validations))
-        hooks = (StepCounter(self.tell), *self.hooks(spec.name))
-        return Runner(spec, Trainer(recipe, self.seed, hooks, self.log_for(spec.name)), validate)
+        if weights is not None:
+            recipe.model.load_state_dict(weights)
+        return Trainer(recipe, self.seed, (StepCounter(self.tell), *run_hooks), self.log_for(label))
 
 
-def run_race(race: RaceSpec, track: Track, say: Callable[[str], None]) -> tuple[Runner | None, list[dict[str, Any]]]:
-    """The winner, standing after its last rung, and the entries of those that stopped; None where only the probe runs."""
+def run_race(race: RaceSpec, track: Track, say: Callable[[str], None]) -> tuple[Entrant | None, list[dict[str, Any]]]:
+    """The winner after its last rung, and the entries of those that stopped; None where only the probe runs."""
     entries: list[dict[str, Any]] = []
-    running: list[Runner] = []
+    running: list[Entrant] = []
     for spec in race.candidates:
         if spec.steps == 0:
             continue
+        entrant = Entrant(spec)
         try:
-            running.append(track.runner(spec))
+            track.runner(entrant)
         except (ConfigError, Conflict, ModelError) as error:
-            entries.append(_refused(spec, str(error)))
+            entrant.status, entrant.reason = "refused", str(error)
+            entries.append(entrant.entry())
             say(f"{spec.name} does not take part: {error}")
+            continue
+        running.append(entrant)
     for number, rung in enumerate(race.rungs, start=1):
         if len(running) < 2:
             break
-        for runner in running:
-            _to_rung(runner, rung, number, track)
-        running = standings(running, len(track.valid.targets))
+        for entrant in running:
+            track.run_rung(entrant, number, rung)
+        running = standings(running)
         stay = max(1, len(running) // 2)
         standing = ", ".join(f"{r.spec.name} {r.result['score']:.4f}" for r in running)
-        say(f"rung {number} at {rung:,} steps: {standing}")
-        for runner in running[stay:]:
-            runner.status = "stopped"
-            ours, ahead = runner.result["score"], running[0]
-            noise = error_of(ahead.result["score"], len(track.valid.targets))
-            behind = ours < ahead.result["score"] - noise
-            verdict = "behind" if behind else "within the noise of"
-            why = "" if behind else ", which the rules put first"
-            runner.reason = f"rung {number}: {ours:.4f}, {verdict} {ahead.spec.name} ({ahead.result['score']:.4f}){why}"
-            entries.append(runner.entry())
+        say(f"rung {number} of {rung:,} steps: {standing}")
+        for entrant in running[stay:]:
+            entrant.weights = None
+            entrant.reason = _why_stopped(entrant, running[0], number)
+            entries.append(entrant.entry())
         running = running[:stay]
     return (running[0] if running else None), entries
 
 
-def standings(runners: Sequence[Runner], rows: int) -> list[Runner]:
-    """Best first. Those within one standard error of the best score stand in the order of the rules, which is their prior.
+def standings(entrants: Sequence[Entrant]) -> list[Entrant]:
+    """Best first, in three groups: level in score and loss, level in score alone, behind.
 
-    A rung is short: what it cannot tell apart on `rows` validation rows, it must not decide.
+    Level in score is who stands within one standard error of the best score; level in loss, of those, whose loss is above the
+    least by at most one standard error of the difference, row by row: few rows tell losses apart sooner than answers. Those who
+    are level in both keep the order of the rules, which is their prior: what a rung cannot tell apart it must not decide.
     """
-    high = max(runner.result["score"] for runner in runners)
-    error = error_of(high, rows)
-    level = [runner for runner in runners if runner.result["score"] >= high - error]
-    behind = [runner for runner in runners if runner.result["score"] < high - error]
-    return [*level, *sorted(behind, key=lambda r: (r.result["score"], -r.result["loss"]), reverse=True)]
+    rows = len(entrants[0].losses)
+    high = max(entrant.result["score"] for entrant in entrants)
+    level = [e for e in entrants if e.result["score"] >= high - error_of(high, rows)]
+    least = min(level, key=lambda e: e.result["loss"])
+    first = [e for e in level if not above_its_error(e.losses - least.losses)]
+    second = sorted((e for e in level if above_its_error(e.losses - least.losses)), key=lambda e: e.result["loss"])
+    behind = [e for e in entrants if e.result["score"] < high - error_of(high, rows)]
+    return [*first, *second, *sorted(behind, key=lambda e: (e.result["score"], -e.result["loss"]), reverse=True)]
 
 
-def _to_rung(runner: Runner, rung: int, number: int, track: Track) -> None:
-    begin = time.perf_counter()
-    runner.trainer.until(min(rung, runner.spec.steps))
-    runner.result = track.valid.measure(runner.trainer.recipe.model)
-    runner.rung = number
-    runner.seconds += time.perf_counter() - begin
-
-
-def finish(runner: Runner) -> dict[str, float]:
-    """Train the winner to its end and put its best weights back; returns their validation result."""
-    begin = time.perf_counter()
-    runner.trainer.until(runner.trainer.total)
-    restored = runner.validate.restore(runner.trainer.recipe.model)
-    runner.result = restored if restored is not None else runner.result
-    runner.seconds += time.perf_counter() - begin
-    runner.status = "won"
-    return runner.result
-
-
-def _refused(spec: CandidateSpec, reason: str) -> dict[str, Any]:
-    return {"name": spec.name, "techniques": [dump_one(t) for t in spec.techniques], "rule": spec.why, "valid": {}, "steps": 0,
-            "planned_steps": spec.steps, "seconds": 0.0, "rung": 0, "status": "refused", "reason": reason}  # fmt: skip
+def _why_stopped(entrant: Entrant, ahead: Entrant, number: int) -> str:
+    ours, best = entrant.result["score"], ahead.result["score"]
+    if ours < best - error_of(best, len(entrant.losses)):
+        return f"rung {number}: {ours:.4f}, behind {ahead.spec.name} ({best:.4f})"
+    if above_its_error(entrant.losses - ahead.losses):
+        losses = f"with a loss of {entrant.result['loss']:.4f} behind {ahead.result['loss']:.4f}"
+        return f"rung {number}: {ours:.4f}, within the noise of {ahead.spec.name} ({best:.4f}), {losses}"
+    return f"rung {number}: {ours:.4f}, within the noise of {ahead.spec.name} ({best:.4f}), which the rules put first"
