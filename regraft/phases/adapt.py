@@ -19,19 +19,26 @@ from regraft.core.descent import Precision
 from regraft.core.modes import eval_mode
 from regraft.core.protocols import State
 from regraft.errors import RunError
-from regraft.losses.supervised import per_example_losses
 from regraft.models.graft import Graft
 from regraft.models.standard import StandardHead
 from regraft.phases.choose.features import head_features, model_outputs
 from regraft.phases.choose.fit import Head, fit_head, standardised
 from regraft.phases.choose.plan_phase import plan_phase
 from regraft.phases.choose.probe_phase import load_heads, with_probe
-from regraft.phases.choose.race import Entrant, Runner, Track, run_race
+from regraft.phases.choose.race import Entrant, Runner, Track, half, run_race
 from regraft.phases.job import Job
 from regraft.phases.metering import Meter, step_flops, units
 from regraft.phases.overfitting import overfitting
 from regraft.phases.rundir import EVENTS, EventLog
-from regraft.phases.training import Valid, above_its_error, better, epochs_of, newest_score, weight_bytes
+from regraft.phases.training import (
+    Valid,
+    above_its_error,
+    better,
+    epochs_of,
+    newest_score,
+    tempered_losses,
+    weight_bytes,
+)
 
 CHECKPOINTS, WINNER = "checkpoints", "winner"
 FINAL, FINAL_VALID = "phases/final.safetensors", "phases/final_valid.npy"
@@ -72,7 +79,7 @@ def _race_steps(race: RaceSpec) -> int:
     total, alive = 0, [c for c in race.candidates if c.steps]
     for rung in race.rungs if len(alive) > 1 else ():
         total += sum(min(rung, c.steps) for c in alive)
-        alive = alive[: max(1, len(alive) // 2)]
+        alive = alive[: half(len(alive))]
     return total
 
 
@@ -318,10 +325,10 @@ def final_model(job: Job) -> nn.Module:
 def clearly_better(ours: Tensor, theirs: Tensor, targets: Tensor, *, task: str) -> bool:
     """Is the mean gain per validation row above one standard error of it? Else the probe, the simpler model, is kept.
 
-    The gain of a row is in correct answers or, where no fewer are correct, in loss; in loss alone for multi-label and
+    The gain of a row is in correct answers or, where no fewer are correct, in tempered loss; in loss alone for multi-label and
     regression. Both outputs are (N, C).
     """
-    in_loss = per_example_losses(theirs, targets, task) - per_example_losses(ours, targets, task)
+    in_loss = tempered_losses(theirs, targets, task) - tempered_losses(ours, targets, task)
     if task not in ("binary", "multiclass"):
         return above_its_error(in_loss)
     in_answers = (ours.argmax(1) == targets).float() - (theirs.argmax(1) == targets).float()

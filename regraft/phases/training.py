@@ -31,6 +31,7 @@ from regraft.optim.schedules import Schedule
 from regraft.phases.choose.features import model_outputs
 from regraft.phases.choose.gram import score
 from regraft.phases.resolve import scaled
+from regraft.transforms.temperature import fit_temperature
 
 
 def builder(options: TrainSpec) -> DescentBuilder:
@@ -121,6 +122,10 @@ class Valid:
         """(N,) of the examples."""
         return per_example_losses(outputs, self.targets, self.task)
 
+    def tempered_losses(self, outputs: Tensor) -> Tensor:
+        """(N,) of the examples, see `tempered_losses`."""
+        return tempered_losses(outputs, self.targets, self.task)
+
 
 class Validate(Hook):
     """Measures the whole model at given steps of the run, keeps the best weights, and stops when nothing improves.
@@ -209,6 +214,16 @@ def better(one: dict[str, float], other: dict[str, float]) -> bool:
 def error_of(score: float, rows: int) -> float:
     """One standard error of a share of correct answers; 0 for scores that are no share."""
     return math.sqrt(max(score * (1 - score), 1e-4) / rows) if 0 <= score <= 1 else 0.0
+
+
+def tempered_losses(outputs: Tensor, targets: Tensor, task: str) -> Tensor:
+    """(N,) losses of outputs (N, C) at the temperature that suits them best, where they are of classes.
+
+    How sure a model is, calibration puts right later; it must not decide between models that know the same.
+    """
+    if task in ("binary", "multiclass"):
+        outputs = outputs / fit_temperature(outputs.numpy(), targets.numpy())
+    return per_example_losses(outputs, targets, task)
 
 
 def above_its_error(gain: Tensor) -> bool:

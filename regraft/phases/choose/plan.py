@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from regraft.config.recipe import CandidateSpec, RaceSpec
 from regraft.errors import BudgetError
-from regraft.phases.choose.rules import RELATIVE_COST, Facts, candidate, order
+from regraft.phases.choose.race import half
+from regraft.phases.choose.rules import PARTLY_FROZEN, RELATIVE_COST, Facts, candidate, order
 
 RACE_SHARES = 0.15, 0.5  # of the time left for adapting; above the first only what the longest training has no use for
 MOST_EPOCHS = {"text": 5.0, "image": 30.0, "table": 60.0}
@@ -65,7 +66,7 @@ def make_race(facts: Facts, speed: Speed, *, seconds: float, only: str | None = 
             f"{max(seconds, 0):.0f} s are too few to train anything ({speed.step_s * 1e3:.0f} ms a step), so the probe stands"
         ]
     entries, rungs = _field(affordable, speed, racing) if len(affordable) > 1 else (affordable, ())
-    left = seconds - _cost([speed.of(name) for name, _, _ in entries], rungs)  # may be more than was set aside
+    left = seconds - _cost([speed.of(name) for name, _, _ in entries], rungs) - _filling(entries, facts, speed)
     if min(steps(name, left) for name, _, _ in entries) < fewest:
         entries, rungs, left = affordable[:1], (), seconds
     entries = [(name, why, steps(name, left)) for name, why, _ in entries]
@@ -103,7 +104,7 @@ def _field(entries: list[Entry], speed: Speed, seconds: float) -> tuple[list[Ent
 
 
 def _rungs(first: int, candidates: int) -> tuple[int, ...]:
-    return (first, LONGER * first) if candidates // 2 > 1 else (first,)
+    return (first, LONGER * first) if candidates > 2 else (first,)
 
 
 def _cost(costs: Sequence[float], rungs: Sequence[int]) -> float:
@@ -111,8 +112,14 @@ def _cost(costs: Sequence[float], rungs: Sequence[int]) -> float:
     alive, seconds = sorted(costs, reverse=True), 0.0
     for rung in rungs:
         seconds += rung * sum(alive)
-        alive = alive[: max(1, len(alive) // 2)]
+        alive = alive[: half(len(alive))]
     return seconds
+
+
+def _filling(entries: list[Entry], facts: Facts, speed: Speed) -> float:
+    """Seconds in which stores of what is frozen are filled; with random augmentation there are none."""
+    stored = facts.modality == "text" and any(name in PARTLY_FROZEN for name, _, _ in entries)
+    return speed.forward_s * facts.rows if stored else 0.0
 
 
 def _listed(candidates: Sequence[CandidateSpec], per_epoch: int) -> str:

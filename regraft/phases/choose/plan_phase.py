@@ -9,12 +9,14 @@ from typing import cast
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from regraft.config.recipe import RaceSpec
 from regraft.core.descent import Precision
 from regraft.core.forward import called_on
 from regraft.core.modes import set_trainable, train_mode
 from regraft.core.values import Clock
+from regraft.data.sweep import evaluating
 from regraft.losses.supervised import objective_for
 from regraft.models.blocks import blocks, layer_groups
 from regraft.models.graft import Graft
@@ -139,11 +141,19 @@ def _speed(job: Job, facts: Facts) -> tuple[Facts, Speed, list[str]]:
         facts, sentences = replace(facts, precision=precision), [sentence]
     else:
         step_s, sentences = statistics.median([step(facts.precision) for _ in range(4)][1:]), []
-    begin = time.perf_counter()
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=job.precision == "bf16"):
-        model(**called_on(model, batch))
-    forward_s = (time.perf_counter() - begin) / len(rows)
+    forward_s = _seconds_forward(model, called_on(model, batch), job.precision) / len(rows)
     return facts, Speed(forward_s=forward_s, step_s=1.1 * step_s, batch_size=options.batch_size), sentences
+
+
+def _seconds_forward(model: nn.Module, inputs: dict[str, Tensor], precision: Precision) -> float:
+    """Of one batch, once the weights are cast."""
+    seconds: list[float] = []
+    with evaluating(model, precision):
+        for _ in range(4):
+            begin = time.perf_counter()
+            model(**inputs)
+            seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds[1:])
 
 
 def _time_to_finish(job: Job, speed: Speed) -> float:

@@ -42,7 +42,7 @@ class Entrant:
 
     spec: CandidateSpec
     result: dict[str, float] = field(default_factory=dict)
-    losses: Tensor = field(default_factory=lambda: torch.zeros(0))  # (N,) of the validation rows
+    losses: Tensor = field(default_factory=lambda: torch.zeros(0))  # (N,) of the validation rows, tempered
     weights: dict[str, Tensor] | None = None
     rung: int = 0
     steps: int = 0  # of its rungs
@@ -135,7 +135,7 @@ class Track:
         trainer.until(trainer.total)
         model = trainer.recipe.model
         outputs = self.valid.outputs(model)
-        entrant.result, entrant.losses = self.valid.judge(outputs), self.valid.losses(outputs)
+        entrant.result, entrant.losses = self.valid.judge(outputs), self.valid.tempered_losses(outputs)
         entrant.weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         entrant.rung, entrant.steps = number, entrant.steps + trainer.done
         entrant.seconds += time.perf_counter() - begin
@@ -184,7 +184,7 @@ def run_race(race: RaceSpec, track: Track, say: Callable[[str], None]) -> tuple[
         for entrant in running:
             track.run_rung(entrant, number, rung)
         running = standings(running)
-        stay = max(1, len(running) // 2)
+        stay = half(len(running)) if number < len(race.rungs) else 1
         standing = ", ".join(f"{r.spec.name} {r.result['score']:.4f}" for r in running)
         say(f"rung {number} of {rung:,} steps: {standing}")
         for entrant in running[stay:]:
@@ -193,6 +193,11 @@ def run_race(race: RaceSpec, track: Track, say: Callable[[str], None]) -> tuple[
             entries.append(entrant.entry())
         running = running[:stay]
     return (running[0] if running else None), entries
+
+
+def half(candidates: int) -> int:
+    """How many go on after a rung."""
+    return (candidates + 1) // 2
 
 
 def standings(entrants: Sequence[Entrant]) -> list[Entrant]:
@@ -205,9 +210,11 @@ def standings(entrants: Sequence[Entrant]) -> list[Entrant]:
     rows = len(entrants[0].losses)
     high = max(entrant.result["score"] for entrant in entrants)
     level = [e for e in entrants if e.result["score"] >= high - error_of(high, rows)]
-    least = min(level, key=lambda e: e.result["loss"])
+    least = min(level, key=lambda e: float(e.losses.mean()))
     first = [e for e in level if not above_its_error(e.losses - least.losses)]
-    second = sorted((e for e in level if above_its_error(e.losses - least.losses)), key=lambda e: e.result["loss"])
+    second = sorted(
+        (e for e in level if above_its_error(e.losses - least.losses)), key=lambda e: float(e.losses.mean())
+    )
     behind = [e for e in entrants if e.result["score"] < high - error_of(high, rows)]
     return [*first, *second, *sorted(behind, key=lambda e: (e.result["score"], -e.result["loss"]), reverse=True)]
 
@@ -217,6 +224,6 @@ def _why_stopped(entrant: Entrant, ahead: Entrant, number: int) -> str:
     if ours < best - error_of(best, len(entrant.losses)):
         return f"rung {number}: {ours:.4f}, behind {ahead.spec.name} ({best:.4f})"
     if above_its_error(entrant.losses - ahead.losses):
-        losses = f"with a loss of {entrant.result['loss']:.4f} behind {ahead.result['loss']:.4f}"
+        losses = f"with a tempered loss of {entrant.losses.mean():.4f} behind {ahead.losses.mean():.4f}"
         return f"rung {number}: {ours:.4f}, within the noise of {ahead.spec.name} ({best:.4f}), {losses}"
     return f"rung {number}: {ours:.4f}, within the noise of {ahead.spec.name} ({best:.4f}), which the rules put first"
