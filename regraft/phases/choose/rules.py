@@ -15,13 +15,13 @@ from regraft.errors import ConfigError, suggest
 
 STRATEGIES = ("probe", "last-k", "thaw", "norm", "lora", "adapter", "full")
 RELATIVE_COST = {"last-k": 0.55, "thaw": 0.7, "norm": 0.8, "lora": 0.85, "adapter": 0.85, "full": 1.0}  # of a full step
-SMALL = 5_000_000  # parameters of a backbone below which it is a small network
+SMALL = {"text": 50_000_000, "image": 5_000_000}  # parameters of a backbone below which it is a small network
 # rates of AdamW, by benchmarks/default_rates.py; of those that are level the lower one (see the results)
 RATES = {"text": 1e-4, "image": 3e-4}  # for all or the upper weights
 LIGHT_RATES = {"text": 5e-4, "image": 1e-3}  # for few weights, or added ones
 LIGHT = frozenset({"norm", "lora", "adapter"})
-# for all weights of a small network of images: best at the end of a training, though it stands badly at the first rungs
-SMALL_FULL = 1e-2
+# for all weights of a small network, as measured at the end of a training; in the middle of one they stand badly
+SMALL_FULL = {"text": 2e-4, "image": 1e-2}
 FEW_ROWS = 1000
 FAR = 0.75  # of the height: where the probe is best below it, the backbone's domain is far from that of the data
 PARTLY_FROZEN, STORED_FROM = (
@@ -109,21 +109,27 @@ def _techniques(strategy: str, facts: Facts) -> list[Any]:
     slow_head = {"Discriminative": {"decay": 0.9, "head": 0.1, "embeddings": "frozen"}}
     if facts.modality == "table":
         return []
+    mixed = (
+        [{"MixUp": {}}] if _is_small_network(facts, "image") else []
+    )  # at that rate it lowers the loss on all three sets
     return {
         "last-k": [{"LastK": {"blocks": half}}, {"Discriminative": {"decay": 0.9, "head": 0.1}}],
         "thaw": [{"StagedThaw": {"groups_per_stage": "even", "shares": [0.1, 0.3, 0.6]}}],
         "norm": [{"NormOnly": {"biases": True}}],
         "lora": [{"LoRA": {"rank": 8}}],
         "adapter": [{"Adapter": {"width": 32}}],
-        "full": [slow_head],
+        "full": [slow_head, *mixed],
     }[strategy]
+
+
+def _is_small_network(facts: Facts, modality: str) -> bool:
+    return facts.modality == modality and facts.parameters is not None and facts.parameters < SMALL[modality]
 
 
 def rate_of(strategy: str, facts: Facts) -> float:
     """The rate of AdamW that a strategy begins with, as measured on small sets of its kind."""
-    small = facts.parameters is not None and facts.parameters < SMALL and facts.modality == "image"
-    if small and strategy == "full":
-        return SMALL_FULL
+    if strategy == "full" and _is_small_network(facts, facts.modality):
+        return SMALL_FULL[facts.modality]
     return (LIGHT_RATES if strategy in LIGHT else RATES)[facts.modality]
 
 
@@ -136,10 +142,11 @@ def _options(strategy: str, facts: Facts) -> TrainSpec:
             precision=facts.precision,
         )
     rate = rate_of(strategy, facts)
+    schedule = "Cosine" if strategy == "full" and _is_small_network(facts, "image") else "Linear"
     return TrainSpec(
         batch_size=32 if facts.modality == "text" or facts.rows < 5000 else 64,
         optimizer=parse_one({"AdamW": {"lr": rate, "weight_decay": 0.01}}, "optimizer"),
-        schedule=parse_one({"Linear": {"warmup": 0.06}}, "schedule"),
+        schedule=parse_one({schedule: {"warmup": 0.06}}, "schedule"),
         precision=facts.precision,
         steady=True,
         augment=facts.modality == "image",

@@ -131,8 +131,20 @@ def test_full_fine_tuning_begins_at_the_rate_that_was_measured_for_its_kind():
         facts = Facts(modality=modality, rows=900, num_blocks=6, best_depth=1.0, parameters=parameters)
         return candidate(strategy, facts, steps=9, why="").train.optimizer.lr
 
-    assert rate("full", "text", 22_000_000) == 1e-4
+    assert rate("full", "text", 22_000_000) == 2e-4
+    assert rate("full", "text", 110_000_000) == rate("full", "text", None) == rate("last-k", "text", 22_000_000) == 1e-4
     assert rate("full", "image", 213_000) == 1e-2
     assert rate("full", "image", 86_000_000) == rate("full", "image", None) == 3e-4
     assert rate("last-k", "image", 213_000) == 3e-4
     assert rate("lora", "text", 22_000_000) == 5e-4
+
+
+def test_all_weights_of_a_small_network_of_images_train_on_mixtures():
+    def techniques(**changes):
+        facts = Facts(
+            **{"modality": "image", "rows": 900, "num_blocks": 6, "best_depth": 1.0, "parameters": 213_000} | changes
+        )
+        return [type(each).__name__ for each in candidate("full", facts, steps=9, why="").techniques]
+
+    assert techniques() == ["Discriminative", "MixUp"]
+    assert techniques(parameters=86_000_000) == techniques(modality="text") == ["Discriminative"]
