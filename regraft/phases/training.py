@@ -116,15 +116,8 @@ class Valid:
     def judge(self, outputs: Tensor) -> dict[str, float]:
         """Score and loss of outputs that are there already."""
         shown = outputs.sigmoid() if self.task == "multilabel" else outputs
-        return {"score": score(shown, self.targets, self.task), "loss": float(self.losses(outputs).mean())}
-
-    def losses(self, outputs: Tensor) -> Tensor:
-        """(N,) of the examples."""
-        return per_example_losses(outputs, self.targets, self.task)
-
-    def tempered_losses(self, outputs: Tensor) -> Tensor:
-        """(N,) of the examples, see `tempered_losses`."""
-        return tempered_losses(outputs, self.targets, self.task)
+        losses = per_example_losses(outputs, self.targets, self.task)
+        return {"score": score(shown, self.targets, self.task), "loss": float(losses.mean())}
 
 
 class Validate(Hook):

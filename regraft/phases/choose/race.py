@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from regraft.config.parse import dump_one
@@ -29,7 +28,6 @@ from regraft.phases.training import (
     Trainer,
     Valid,
     Validate,
-    above_its_error,
     error_of,
     evenly,
     supervised_recipe,
@@ -42,7 +40,6 @@ class Entrant:
 
     spec: CandidateSpec
     result: dict[str, float] = field(default_factory=dict)
-    losses: Tensor = field(default_factory=lambda: torch.zeros(0))  # (N,) of the validation rows, tempered
     weights: dict[str, Tensor] | None = None
     rung: int = 0
     steps: int = 0  # of its rungs
@@ -134,8 +131,7 @@ class Track:
         trainer = self._trainer(spec, f"{spec.name}, rung {number}", entrant.weights)
         trainer.until(trainer.total)
         model = trainer.recipe.model
-        outputs = self.valid.outputs(model)
-        entrant.result, entrant.losses = self.valid.judge(outputs), self.valid.tempered_losses(outputs)
+        entrant.result = self.valid.measure(model)
         entrant.weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         entrant.rung, entrant.steps = number, entrant.steps + trainer.done
         entrant.seconds += time.perf_counter() - begin
@@ -183,13 +179,13 @@ def run_race(race: RaceSpec, track: Track, say: Callable[[str], None]) -> tuple[
             break
         for entrant in running:
             track.run_rung(entrant, number, rung)
-        running = standings(running)
+        running = standings(running, len(track.valid.targets))
         stay = half(len(running)) if number < len(race.rungs) else 1
         standing = ", ".join(f"{r.spec.name} {r.result['score']:.4f}" for r in running)
         say(f"rung {number} of {rung:,} steps: {standing}")
         for entrant in running[stay:]:
             entrant.weights = None
-            entrant.reason = _why_stopped(entrant, running[0], number)
+            entrant.reason = _why_stopped(entrant, running[0], number, len(track.valid.targets))
             entries.append(entrant.entry())
         running = running[:stay]
     return (running[0] if running else None), entries
@@ -200,30 +196,21 @@ def half(candidates: int) -> int:
     return (candidates + 1) // 2
 
 
-def standings(entrants: Sequence[Entrant]) -> list[Entrant]:
-    """Best first, in three groups: level in score and loss, level in score alone, behind.
+def standings(entrants: Sequence[Entrant], rows: int) -> list[Entrant]:
+    """Best first. Those within one standard error of the best score stand in the order of the rules, which is their prior.
 
-    Level in score is who stands within one standard error of the best score; level in loss, of those, whose loss is above the
-    least by at most one standard error of the difference, row by row: few rows tell losses apart sooner than answers. Those who
-    are level in both keep the order of the rules, which is their prior: what a rung cannot tell apart it must not decide.
+    A rung is short: what it cannot tell apart on `rows` validation rows, it must not decide. Nor do losses decide, which tell
+    more apart: in a short training few weights, which hardly move, have the lower loss, and on sst2 the lower score at the end.
     """
-    rows = len(entrants[0].losses)
     high = max(entrant.result["score"] for entrant in entrants)
-    level = [e for e in entrants if e.result["score"] >= high - error_of(high, rows)]
-    least = min(level, key=lambda e: float(e.losses.mean()))
-    first = [e for e in level if not above_its_error(e.losses - least.losses)]
-    second = sorted(
-        (e for e in level if above_its_error(e.losses - least.losses)), key=lambda e: float(e.losses.mean())
-    )
-    behind = [e for e in entrants if e.result["score"] < high - error_of(high, rows)]
-    return [*first, *second, *sorted(behind, key=lambda e: (e.result["score"], -e.result["loss"]), reverse=True)]
+    error = error_of(high, rows)
+    level = [entrant for entrant in entrants if entrant.result["score"] >= high - error]
+    behind = [entrant for entrant in entrants if entrant.result["score"] < high - error]
+    return [*level, *sorted(behind, key=lambda e: (e.result["score"], -e.result["loss"]), reverse=True)]
 
 
-def _why_stopped(entrant: Entrant, ahead: Entrant, number: int) -> str:
+def _why_stopped(entrant: Entrant, ahead: Entrant, number: int, rows: int) -> str:
     ours, best = entrant.result["score"], ahead.result["score"]
-    if ours < best - error_of(best, len(entrant.losses)):
-        return f"rung {number}: {ours:.4f}, behind {ahead.spec.name} ({best:.4f})"
-    if above_its_error(entrant.losses - ahead.losses):
-        losses = f"with a tempered loss of {entrant.losses.mean():.4f} behind {ahead.losses.mean():.4f}"
-        return f"rung {number}: {ours:.4f}, within the noise of {ahead.spec.name} ({best:.4f}), {losses}"
-    return f"rung {number}: {ours:.4f}, within the noise of {ahead.spec.name} ({best:.4f}), which the rules put first"
+    behind = ours < best - error_of(best, rows)
+    verdict, why = ("behind", "") if behind else ("within the noise of", ", which the rules put first")
+    return f"rung {number}: {ours:.4f}, {verdict} {ahead.spec.name} ({best:.4f}){why}"

@@ -75,6 +75,9 @@ def order(facts: Facts) -> list[tuple[str, str]]:
         first = ["full", "last-k", "lora", "thaw", "adapter", "norm"]
         why = f"{facts.rows:,} rows, near the backbone's own domain"
         says = "full fine-tuning with discriminative rates first"
+    if _is_small_network(facts, "image"):
+        first.sort(key=lambda name: name != "full")
+        why, says = f"{why}, and a network of {facts.parameters:,} parameters only", "all weights first, at a high rate"
     return [(name, f"{why}: {says}") for name in first]
 
 
@@ -109,16 +112,13 @@ def _techniques(strategy: str, facts: Facts) -> list[Any]:
     slow_head = {"Discriminative": {"decay": 0.9, "head": 0.1, "embeddings": "frozen"}}
     if facts.modality == "table":
         return []
-    mixed = (
-        [{"MixUp": {}}] if _is_small_network(facts, "image") else []
-    )  # at that rate it lowers the loss on all three sets
     return {
         "last-k": [{"LastK": {"blocks": half}}, {"Discriminative": {"decay": 0.9, "head": 0.1}}],
         "thaw": [{"StagedThaw": {"groups_per_stage": "even", "shares": [0.1, 0.3, 0.6]}}],
         "norm": [{"NormOnly": {"biases": True}}],
         "lora": [{"LoRA": {"rank": 8}}],
         "adapter": [{"Adapter": {"width": 32}}],
-        "full": [slow_head, *mixed],
+        "full": [slow_head],
     }[strategy]
 
 
@@ -142,11 +142,10 @@ def _options(strategy: str, facts: Facts) -> TrainSpec:
             precision=facts.precision,
         )
     rate = rate_of(strategy, facts)
-    schedule = "Cosine" if strategy == "full" and _is_small_network(facts, "image") else "Linear"
     return TrainSpec(
         batch_size=32 if facts.modality == "text" or facts.rows < 5000 else 64,
         optimizer=parse_one({"AdamW": {"lr": rate, "weight_decay": 0.01}}, "optimizer"),
-        schedule=parse_one({schedule: {"warmup": 0.06}}, "schedule"),
+        schedule=parse_one({"Linear": {"warmup": 0.06}}, "schedule"),
         precision=facts.precision,
         steady=True,
         augment=facts.modality == "image",

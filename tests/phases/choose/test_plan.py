@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
 from regraft.config.recipe import CandidateSpec, TrainSpec
 from regraft.errors import BudgetError, ConfigError
@@ -96,34 +95,19 @@ def test_a_strategy_that_was_asked_for_is_not_dropped_in_silence():
         make_race(FACTS, SPEED, seconds=1, only="lora")
 
 
-def entrants(rows=900, /, **scores):
-    """Each with a share of right answers, and losses that are level unless they are named."""
-    noise = torch.randn(rows, generator=torch.Generator().manual_seed(0))
-    made = []
-    for name, score in scores.items():
-        score, loss = score if isinstance(score, tuple) else (score, 1.0)
-        losses = loss + 0.5 * noise.roll(len(made))
-        spec = CandidateSpec(name=name, steps=9, techniques=(), train=TrainSpec(), why="")
-        made.append(Entrant(spec, result={"score": score, "loss": float(losses.mean())}, losses=losses))
-    return made
-
-
-def ranked(entrants):
-    return [each.spec.name for each in standings(entrants)]
+def ranked(**scores):
+    """Names, best first, of candidates in the order of the rules; one standard error of 0.8 on 900 rows is 0.013."""
+    specs = {name: CandidateSpec(name=name, steps=9, techniques=(), train=TrainSpec(), why="") for name in scores}
+    entrants = [Entrant(specs[name], result={"score": score, "loss": 1.0 - score}) for name, score in scores.items()]
+    return [each.spec.name for each in standings(entrants, 900)]
 
 
 def test_a_rung_keeps_the_order_of_the_rules_within_its_noise():
-    assert ranked(entrants(full=0.80, lora=0.805, norm=0.70)) == ["full", "lora", "norm"]  # standard error 0.013
+    assert ranked(full=0.80, lora=0.805, norm=0.70) == ["full", "lora", "norm"]
 
 
 def test_a_rung_decides_what_it_can_tell_apart():
-    assert ranked(entrants(full=0.70, lora=0.80, norm=0.75)) == ["lora", "norm", "full"]
-
-
-def test_level_scores_are_told_apart_by_losses():
-    assert ranked(entrants(full=(0.80, 1.5), lora=(0.805, 1.0), norm=(0.80, 1.2))) == ["lora", "norm", "full"]
-    assert ranked(entrants(60, full=(0.80, 1.02), lora=(0.805, 1.0))) == ["full", "lora"]  # not with 60 rows
-    assert ranked(entrants(full=(0.70, 0.5), lora=(0.80, 1.0))) == ["lora", "full"]  # a loss makes up for no score
+    assert ranked(full=0.70, lora=0.80, norm=0.75) == ["lora", "norm", "full"]
 
 
 def test_full_fine_tuning_begins_at_the_rate_that_was_measured_for_its_kind():
@@ -139,12 +123,8 @@ def test_full_fine_tuning_begins_at_the_rate_that_was_measured_for_its_kind():
     assert rate("lora", "text", 22_000_000) == 5e-4
 
 
-def test_all_weights_of_a_small_network_of_images_train_on_mixtures():
-    def techniques(**changes):
-        facts = Facts(
-            **{"modality": "image", "rows": 900, "num_blocks": 6, "best_depth": 1.0, "parameters": 213_000} | changes
-        )
-        return [type(each).__name__ for each in candidate("full", facts, steps=9, why="").techniques]
-
-    assert techniques() == ["Discriminative", "MixUp"]
-    assert techniques(parameters=86_000_000) == techniques(modality="text") == ["Discriminative"]
+def test_of_a_small_network_of_images_all_weights_come_first():
+    facts = Facts(modality="image", rows=300, num_blocks=26, best_depth=0.5, parameters=213_000)
+    assert [name for name, _ in order(facts)] == ["full", "adapter", "lora", "last-k", "thaw", "norm"]
+    assert "213,000 parameters" in order(facts)[0][1]
+    assert order(replace(facts, parameters=86_000_000))[0][0] == "adapter"
