@@ -42,7 +42,7 @@ def test_an_unknown_strategy_is_refused_with_the_nearest():
         candidate("lorra", FACTS, steps=1, why="")
 
 
-COSTS = {"full": 1.0, "last-k": 0.55, "lora": 0.85, "thaw": 0.7, "norm": 0.8, "adapter": 0.85}
+COSTS = {"full": 1.0, "last-k": 0.7, "lora": 0.85, "thaw": 0.95, "norm": 0.8, "adapter": 0.85}
 
 
 def test_the_race_and_the_longest_training_fill_the_seconds():
@@ -50,7 +50,7 @@ def test_the_race_and_the_longest_training_fill_the_seconds():
     steps = {c.name: c.steps for c in race.candidates}
     assert list(steps) == ["probe", "full", "last-k"]
     (rung,) = race.rungs
-    raced = 0.1 * rung * (1.0 + 0.55)
+    raced = 0.1 * rung * (1.0 + 0.7)
     assert raced == pytest.approx(0.15 * 120, abs=0.2)
     filling = 9000 * 0.001  # the store of the lower half, for last-k
     assert 0.1 * steps["full"] == pytest.approx(120 - raced - filling, abs=0.1)
@@ -64,7 +64,7 @@ def test_time_that_no_training_has_a_use_for_goes_to_the_race():
     assert {c.steps for c in race.candidates if c.steps} == {160}
     first, second = race.rungs
     assert second == 3 * first
-    raced = 0.1 * (first * sum(COSTS.values()) + second * (1.0 + 0.85 + 0.85))
+    raced = 0.1 * (first * sum(COSTS.values()) + second * (1.0 + 0.95 + 0.85))
     assert 0.45 * 60 < raced <= 0.5 * 60
 
 
