@@ -33,9 +33,9 @@ from regraft.phases.rundir import EVENTS, EventLog
 from regraft.phases.training import (
     Valid,
     above_its_error,
-    better,
     epochs_of,
     newest_score,
+    preferred,
     tempered_losses,
     weight_bytes,
 )
@@ -269,16 +269,16 @@ def _with_refitted_head(
     head = fit_head(matrix.first(len(train)), targets["train"], problem, l2=l2)
     refitted = head.logits(held_out)
     judged = valid.judge(refitted)
-    if not better(judged, result):
+    if preferred([result, judged], len(valid.targets)) == 0:
         return (
             model,
             outputs,
             result,
-            [f"a head fitted anew on the trained features is no better ({judged['score']:.4f} on validation)"],
+            [f"a head fitted anew on the trained features is no better: {_said(judged)}, against {_said(result)}"],
         )
     everything = fit_head(matrix, torch.cat([targets["train"], targets["valid"]]), problem, l2=l2, start=head)
     _put(model, everything)
-    gain = f"{judged['score']:.4f} on validation, {result['score']:.4f} before"
+    gain = f"{_said(judged)}, before {_said(result)}"
     sentence = f"the head was fitted anew on the trained features: {gain}"
     return (
         model,
@@ -286,6 +286,10 @@ def _with_refitted_head(
         judged | {"step": result["step"]},
         [sentence, "and once more on train and validation rows together, for keeps"],
     )
+
+
+def _said(result: dict[str, float]) -> str:
+    return f"{result['score']:.4f} on validation with a loss of {result['loss']:.4f}"
 
 
 def _put(model: nn.Module, head: Head) -> None:

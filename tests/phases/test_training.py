@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from regraft.core.values import Clock, Loss
-from regraft.phases.training import Validate
+from regraft.phases.training import Validate, preferred
 
 
 def best_of(results: list[tuple[float, float]], rows: int = 200) -> tuple[float, nn.Module]:
@@ -47,3 +47,14 @@ def test_a_clearly_higher_score_outweighs_any_loss():
 def test_the_noise_shrinks_with_the_rows():
     assert best_of([(0.560, 1.20), (0.550, 1.10)], rows=200)[0] == 2
     assert best_of([(0.560, 1.20), (0.550, 1.10)], rows=20_000)[0] == 1
+
+
+def test_the_least_loss_is_preferred_among_scores_that_are_level():
+    def result(score, loss):
+        return {"score": score, "loss": loss}
+
+    close = [result(0.935, 0.29), result(0.934, 0.25)]  # half a standard error on 1,000 rows is 0.004
+    assert preferred(close, 1000) == 1
+    assert preferred(close, 1_000_000) == 0
+    assert preferred([result(0.935, 0.25), result(0.935, 0.25)], 1000) == 0
+    assert preferred([result(0.80, 0.1), result(0.935, 0.9)], 1000) == 1
