@@ -34,6 +34,9 @@ from regraft.phases.training import (
 )
 
 
+APART = 2.0  # standard errors: the best of several scores is higher than it deserves
+
+
 @dataclass
 class Entrant:
     """A candidate in the race, and what its last rung left."""
@@ -197,20 +200,23 @@ def half(candidates: int) -> int:
 
 
 def standings(entrants: Sequence[Entrant], rows: int) -> list[Entrant]:
-    """Best first. Those within one standard error of the best score stand in the order of the rules, which is their prior.
+    """Best first. Those within `APART` standard errors of the best score stand in the order of the rules, which is their prior.
 
     A rung is short: what it cannot tell apart on `rows` validation rows, it must not decide. Nor do losses decide, which tell
     more apart: in a short training few weights, which hardly move, have the lower loss, and on sst2 the lower score at the end.
     """
-    high = max(entrant.result["score"] for entrant in entrants)
-    error = error_of(high, rows)
-    level = [entrant for entrant in entrants if entrant.result["score"] >= high - error]
-    behind = [entrant for entrant in entrants if entrant.result["score"] < high - error]
+    least = _level_from(max(entrant.result["score"] for entrant in entrants), rows)
+    level = [entrant for entrant in entrants if entrant.result["score"] >= least]
+    behind = [entrant for entrant in entrants if entrant.result["score"] < least]
     return [*level, *sorted(behind, key=lambda e: (e.result["score"], -e.result["loss"]), reverse=True)]
+
+
+def _level_from(high: float, rows: int) -> float:
+    return high - APART * error_of(high, rows)
 
 
 def _why_stopped(entrant: Entrant, ahead: Entrant, number: int, rows: int) -> str:
     ours, best = entrant.result["score"], ahead.result["score"]
-    behind = ours < best - error_of(best, rows)
+    behind = ours < _level_from(best, rows)
     verdict, why = ("behind", "") if behind else ("within the noise of", ", which the rules put first")
     return f"rung {number}: {ours:.4f}, {verdict} {ahead.spec.name} ({best:.4f}){why}"

@@ -96,14 +96,14 @@ def test_a_strategy_that_was_asked_for_is_not_dropped_in_silence():
 
 
 def ranked(**scores):
-    """Names, best first, of candidates in the order of the rules; one standard error of 0.8 on 900 rows is 0.013."""
+    """Names, best first, of candidates in the order of the rules; two standard errors of 0.8 on 900 rows are 0.027."""
     specs = {name: CandidateSpec(name=name, steps=9, techniques=(), train=TrainSpec(), why="") for name in scores}
     entrants = [Entrant(specs[name], result={"score": score, "loss": 1.0 - score}) for name, score in scores.items()]
     return [each.spec.name for each in standings(entrants, 900)]
 
 
 def test_a_rung_keeps_the_order_of_the_rules_within_its_noise():
-    assert ranked(full=0.80, lora=0.805, norm=0.70) == ["full", "lora", "norm"]
+    assert ranked(full=0.78, lora=0.805, norm=0.70) == ["full", "lora", "norm"]
 
 
 def test_a_rung_decides_what_it_can_tell_apart():
