@@ -33,7 +33,6 @@ from regraft.phases.training import (
     supervised_recipe,
 )
 
-
 APART = 2.0  # standard errors: the best of several scores is higher than it deserves
 
 
