@@ -25,7 +25,7 @@ from regraft.phases.choose.features import head_features, model_outputs
 from regraft.phases.choose.fit import Head, fit_head, standardised
 from regraft.phases.choose.plan_phase import plan_phase
 from regraft.phases.choose.probe_phase import load_heads, with_probe
-from regraft.phases.choose.race import Entrant, Runner, Track, half, run_race
+from regraft.phases.choose.race import Entrant, Runner, Track, field_sizes, run_race
 from regraft.phases.job import Job
 from regraft.phases.metering import Meter, step_flops, units
 from regraft.phases.overfitting import overfitting
@@ -76,11 +76,9 @@ def race_phase(job: Job) -> dict[str, Any]:
 
 def _race_steps(race: RaceSpec) -> int:
     """Steps the race makes if all candidates take part."""
-    total, alive = 0, [c for c in race.candidates if c.steps]
-    for rung in race.rungs if len(alive) > 1 else ():
-        total += sum(min(rung, c.steps) for c in alive)
-        alive = alive[: half(len(alive))]
-    return total
+    alive = [c for c in race.candidates if c.steps]
+    sizes = field_sizes(len(alive), len(race.rungs))
+    return sum(min(rung, c.steps) for rung, size in zip(race.rungs, sizes, strict=False) for c in alive[:size])
 
 
 def _forget_events(job: Job) -> None:

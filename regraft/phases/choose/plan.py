@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from regraft.config.recipe import CandidateSpec, RaceSpec
 from regraft.errors import BudgetError
-from regraft.phases.choose.race import half
+from regraft.phases.choose.race import field_sizes
 from regraft.phases.choose.rules import PARTLY_FROZEN, RELATIVE_COST, Facts, candidate, order
 
 RACE_SHARES = 0.15, 0.5  # of the time left for adapting; above the first only what the longest training has no use for
@@ -109,11 +109,8 @@ def _rungs(first: int, candidates: int) -> tuple[int, ...]:
 
 def _cost(costs: Sequence[float], rungs: Sequence[int]) -> float:
     """Seconds of a race at most, of the seconds of a step of each candidate: the dearest go on."""
-    alive, seconds = sorted(costs, reverse=True), 0.0
-    for rung in rungs:
-        seconds += rung * sum(alive)
-        alive = alive[: half(len(alive))]
-    return seconds
+    dearest, sizes = sorted(costs, reverse=True), field_sizes(len(costs), len(rungs))
+    return sum(rung * sum(dearest[:size]) for rung, size in zip(rungs, sizes, strict=False))
 
 
 def _filling(entries: list[Entry], facts: Facts, speed: Speed) -> float:

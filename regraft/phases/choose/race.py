@@ -176,13 +176,11 @@ def run_race(race: RaceSpec, track: Track, say: Callable[[str], None]) -> tuple[
             say(f"{spec.name} does not take part: {error}")
             continue
         running.append(entrant)
-    for number, rung in enumerate(race.rungs, start=1):
-        if len(running) < 2:
-            break
+    sizes = field_sizes(len(running), len(race.rungs))
+    for number, (rung, stay) in enumerate(zip(race.rungs, [*sizes[1:], 1][: len(sizes)], strict=False), start=1):
         for entrant in running:
             track.run_rung(entrant, number, rung)
         running = standings(running, len(track.valid.targets))
-        stay = half(len(running)) if number < len(race.rungs) else 1
         standing = ", ".join(f"{r.spec.name} {r.result['score']:.4f}" for r in running)
         say(f"rung {number} of {rung:,} steps: {standing}")
         for entrant in running[stay:]:
@@ -193,9 +191,13 @@ def run_race(race: RaceSpec, track: Track, say: Callable[[str], None]) -> tuple[
     return (running[0] if running else None), entries
 
 
-def half(candidates: int) -> int:
-    """How many go on after a rung."""
-    return (candidates + 1) // 2
+def field_sizes(candidates: int, rungs: int) -> list[int]:
+    """How many make each rung: after each the better half, rounded up, goes on, and nobody races alone."""
+    sizes: list[int] = []
+    while len(sizes) < rungs and candidates > 1:
+        sizes.append(candidates)
+        candidates = (candidates + 1) // 2
+    return sizes
 
 
 def standings(entrants: Sequence[Entrant], rows: int) -> list[Entrant]:
