@@ -114,18 +114,19 @@ def opened_in_a_fork(cases, tmp_path: Path) -> list[list]:
     return json.loads(out.read_text())
 
 
-def judge(results: list[list], tmp_path: Path) -> None:
+def judge(results: list[list], tmp_path: Path, *, allowed: float = SECONDS) -> None:
     assert not (tmp_path / "canary").exists(), "a gadget ran"
     wrong = {name: ended for name, ended, _, _, _ in results if ended}
     assert wrong == {}
     assert {name: noted for name, _, noted, _, _ in results if noted} == {}
-    assert {name: seconds for name, _, _, seconds, _ in results if seconds >= SECONDS} == {}
+    assert {name: seconds for name, _, _, seconds, _ in results if seconds >= allowed} == {}
     assert {name: grown for name, _, _, _, grown in results if grown >= MEGABYTES} == {}
 
 
 def test_hostile_files_are_refused_in_a_sentence_and_do_nothing(hostile, tmp_path):
     names = sorted(hostile)[::SAMPLE]
-    judge(opened_in_a_fork({name: hostile[name] for name in names}, tmp_path), tmp_path)
+    results = opened_in_a_fork({name: hostile[name] for name in names}, tmp_path)
+    judge(results, tmp_path, allowed=3 * SECONDS)  # beside other tests on a shared machine; a bomb takes far longer
 
 
 @pytest.mark.slow
