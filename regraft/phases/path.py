@@ -95,8 +95,8 @@ def run_job(
         except BaseException:
             _undo(out, is_new)
             raise
-        job.use(spec)
         job.write_manifest()
+        job.use(spec)  # writes the recipe, which makes it a run that can be resumed: everything else is there by then
         try:
             return _walk(job)
         except (BudgetError, ConfigError):

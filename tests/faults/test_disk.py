@@ -202,7 +202,7 @@ def test_a_read_only_disk_is_told_as_a_sentence_before_anything_is_done(small_di
 
 
 @pytest.mark.parametrize(
-    "name", ["phases/start_valid.npy", "phases/start.json", "phases/final.safetensors", "metrics.json"]
+    "name", ["phases/final_valid.npy", "phases/start.json", "phases/final.safetensors", "metrics.json"]
 )
 def test_a_fault_while_a_phase_leaves_its_files_is_a_sentence_and_the_run_goes_on(tmp_path, whole, name):
     """Every file of a phase: what it is written to beside its name cannot be given the name."""

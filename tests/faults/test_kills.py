@@ -6,6 +6,7 @@ what whoever started the first would do, with no look at what it left: resume wh
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import time
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults.disk_injectors import failing
 from faults.injectors import Reporter
-from faults.lab import Counter, Forked, file_hash, forked, record, state_hash
+from faults.lab import DIED, Counter, Forked, file_hash, forked, record, state_hash
 
 from regraft.config.data import DataSpec
 from regraft.config.recipe import MAIN, ModelSpec, RaceSpec, RecipeSpec, recipe_from_tree
@@ -258,6 +260,57 @@ def test_a_hundred_kills_of_the_main_job_in_any_phase(planned, scratch):
     score = kill_many(adapting(planned), scratch, runs=100, seed=4)
     record("kills of the main job", counts(score, 100))
     assert score.failed == []
+
+
+def deaths(work: Work, folder: Path, *, most: int | None = None) -> int:
+    """How many runs died before a file or folder got its name, each at another; the next life of each ends with the same bits.
+
+    `most` limits it to the first ones.
+    """
+
+    def undisturbed() -> tuple[Any, list[str]]:
+        with failing(folder / "whole", at=None, do=lambda name: None) as disk:
+            found = work(folder / "whole", Life.new())
+        return found, disk.calls
+
+    def dying(place: Path, at: int) -> Any:
+        with failing(place, at=at, do=lambda name: os._exit(DIED)):
+            return work(place, Life.new())
+
+    whole, calls = forked(undisturbed).result()
+    names = [at for at, call in enumerate(calls) if call == "rename"]
+    for at in names[:most]:
+        place = folder / f"before-{at}"
+        first = forked(lambda place=place, at=at: dying(place, at))
+        assert first.code == DIED, first.error
+        assert forked(lambda place=place: work(place, Life.new())).result() == whole, f"before call {at}"
+        shutil.rmtree(place)
+    return len(names[:most])
+
+
+def test_a_job_that_dies_between_any_two_of_its_first_files_goes_on(planned, scratch):
+    assert deaths(adapting(planned), scratch, most=6) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_job_that_dies_between_any_two_of_its_files_goes_on(planned, scratch):
+    died = deaths(adapting(planned), scratch)
+    record("deaths of the main job between two files", {"runs": died})
+    assert died >= 40
+
+
+@pytest.mark.usefixtures("warm")
+def test_a_training_that_dies_between_any_two_of_its_first_files_goes_on(scratch):
+    assert deaths(training, scratch, most=6) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("warm")
+def test_a_training_that_dies_between_any_two_of_its_files_goes_on(scratch):
+    died = deaths(training, scratch)
+    record("deaths of a training between two files", {"runs": died})
+    assert died >= 15
 
 
 def test_a_failure_is_not_taken_for_an_end(scratch):
