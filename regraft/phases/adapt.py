@@ -35,7 +35,7 @@ from regraft.phases.training import (
     above_its_error,
     epochs_of,
     newest_score,
-    preferred,
+    takes_the_place,
     tempered_losses,
     weight_bytes,
 )
@@ -58,11 +58,11 @@ def race_phase(job: Job) -> dict[str, Any]:
         track = _track(job)
         if steps := _race_steps(race):
             job.reporter.begin("race", steps, "steps")
-        winner, entries = run_race(race, track, job.reporter.say)
+        runner, entries = run_race(race, track, job.reporter.say)
         job.reporter.end()
         notes: dict[str, Any] = {"winner": None, "entries": entries}
-        if winner is not None:
-            runner = track.runner(winner)
+        if runner is not None:
+            winner = runner.entrant
             meter.flops = _training_flops(job, runner, sum(e["steps"] for e in entries) + winner.steps)
             if winner.rung:
                 with torch.random.fork_rng(devices=[]):
@@ -267,7 +267,8 @@ def _with_refitted_head(
     head = fit_head(matrix.first(len(train)), targets["train"], problem, l2=l2)
     refitted = head.logits(held_out)
     judged = valid.judge(refitted)
-    if preferred([result, judged], len(valid.targets)) == 0:
+    high = max(result["score"], judged["score"])
+    if not takes_the_place(judged, result, high=high, rows=len(valid.targets)):
         return (
             model,
             outputs,

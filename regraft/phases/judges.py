@@ -14,6 +14,7 @@ from regraft.config.recipe import ValidateSpec
 from regraft.config.spec import Named
 from regraft.core import Hook, Loss, Run, Technique, forward
 from regraft.core.modes import eval_mode
+from regraft.core.precision import Precision
 from regraft.core.protocols import State
 from regraft.data.dataset import LANGUAGE
 from regraft.data.episodes import Episodes
@@ -63,11 +64,11 @@ class FewShot:
         return {"score": float(torch.stack(right).mean()), "loss": float(torch.stack(lost).mean())}
 
 
-def judge_for(techniques: Sequence[Named], entry: Entry, split: str) -> Judge | None:
+def judge_for(techniques: Sequence[Named], entry: Entry, split: str, *, precision: Precision = "fp32") -> Judge | None:
     """Who measures a model trained with these techniques on a split; None where labels cannot say how good it is.
 
     Techniques that ignore the objective (GAN) are not judged by labels; a model trained for few-shot tasks (MAML) is judged
-    on tasks, whose classes may be any.
+    on tasks, whose classes may be any. `precision` is that of the forward passes of a judge on labels.
     """
     if any("objective" in cast(Technique, technique).ignores for technique in techniques):
         return None
@@ -78,7 +79,9 @@ def judge_for(techniques: Sequence[Named], entry: Entry, split: str) -> Judge | 
         return None
     if entry.task == LANGUAGE:
         return Likelihood(encoded=entry.encoded(split), split=split)
-    return Valid(encoded=entry.encoded(split), targets=entry.targets(split), task=entry.task, split=split)
+    return Valid(
+        encoded=entry.encoded(split), targets=entry.targets(split), task=entry.task, precision=precision, split=split
+    )
 
 
 def _few_shot(meta: MAML, entry: Entry, split: str) -> FewShot | None:
@@ -168,6 +171,14 @@ class Results(Hook):
             self.watches[name].results = list(results)
 
 
-def measured(judges: Mapping[str, Judge], model: nn.Module) -> dict[str, dict[str, float]]:
-    """What each judge says of a model, by the judge's name."""
-    return {name: judge.measure(model) for name, judge in judges.items()}
+def measured(judges: Mapping[str, Judge], model: nn.Module) -> tuple[dict[str, dict[str, float]], dict[str, Tensor]]:
+    """What each judge says of a model, by the judge's name; and the outputs (N, C) on the rows of those who judge outputs."""
+    found: dict[str, dict[str, float]] = {}
+    outputs: dict[str, Tensor] = {}
+    for name, judge in judges.items():
+        if isinstance(judge, Valid):
+            outputs[name] = judge.outputs(model)
+            found[name] = judge.judge(outputs[name])
+        else:
+            found[name] = judge.measure(model)
+    return found, outputs

@@ -6,13 +6,13 @@ Unlike the main job it chooses nothing: what is trained, on what, by which techn
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from safetensors.torch import load_model as load_tensors
 from safetensors.torch import save_model as save_tensors
-from torch import nn
+from torch import Tensor, nn
 
 from regraft.config.recipe import MAIN, RecipeSpec, StageSpec, read_recipe
 from regraft.core import Hook, explain, fit
@@ -127,7 +127,7 @@ class Made:
         self.model = self.assembled.recipe.model
 
     def _watch(self, stage: StageSpec, entry: Entry) -> list[Hook]:
-        judge = judge_for(self.spec.techniques, entry, "valid")
+        judge = judge_for(self.spec.techniques, entry, "valid", precision=self.spec.train.precision)
         if judge is None:
             return []
         self.watches[stage.name] = Watch(judge, self.spec.validate_)
@@ -190,6 +190,7 @@ def start_phase(job: Job, made: Made) -> dict[str, Any]:
     advice = sentences(advise(situation(made.assembled)))
     said = [
         *made.spec.reasons,
+        *_left_alone(made.spec),
         *made.assembled.sentences,
         *leaks(made.assembled.main.materials.dataset),
         *kept,
@@ -198,9 +199,20 @@ def start_phase(job: Job, made: Made) -> dict[str, Any]:
     with job.phase("start", "the model before training"):
         for sentence in said:
             job.reporter.say(sentence)
-        outputs = _save_outputs(job, made, "start") if made.supervised() else []
-        start = measured(made.judges(), made.model)
-    return job.run.finish("start", {"test": start, "sentences": said}, files=outputs)
+        start, outputs = measured(made.judges(), made.model)
+        compared = made.supervised() and made.spec.probe is not None  # with the probe, whose head the model starts with
+        files = _save_outputs(job, made, "start", outputs) if compared else []
+    return job.run.finish("start", {"test": start, "sentences": said}, files=files)
+
+
+def _left_alone(spec: RecipeSpec) -> list[str]:
+    """What the recipe holds and a training does not use."""
+    if spec.search is None:
+        return []
+    fields = ", ".join(spec.search.space)
+    return [
+        f"search: `regraft train` trains with the recipe's own values of {fields}; `regraft search` looks for better ones"
+    ]
 
 
 def train_phase(job: Job, made: Made) -> dict[str, Any]:
@@ -310,7 +322,7 @@ def evaluate_phase(job: Job, made: Made) -> dict[str, Any]:
     if done is not None:
         return done
     with job.phase("evaluate", "the test rows"):
-        final = measured(made.judges(), made.model)
+        final, outputs = measured(made.judges(), made.model)
         start = (job.run.done("start") or {})["test"]
         for name, result in final.items():
             was, now = start[name], result
@@ -318,14 +330,14 @@ def evaluate_phase(job: Job, made: Made) -> dict[str, Any]:
                 f"test rows of {name}: score {was['score']:.4f} -> {now['score']:.4f}, "
                 f"loss {was['loss']:.4f} -> {now['loss']:.4f}"
             )
-        outputs: list[str] = []
+        files: list[str] = []
         if made.supervised():
-            outputs = [*_save_outputs(job, made, "final"), METRICS]
-            job.run.write_json(METRICS, document(job, made))
+            files = [*_save_outputs(job, made, "final", outputs), METRICS]
+            job.run.write_json(METRICS, document(job, made, outputs))
         elif made.assembled.task == LANGUAGE:
-            outputs = [METRICS]
+            files = [METRICS]
             job.run.write_json(METRICS, language_document(job, made))
-    return job.run.finish("evaluate", {"start": start, "final": final}, files=outputs)
+    return job.run.finish("evaluate", {"start": start, "final": final}, files=files)
 
 
 def save_phase(job: Job, made: Made) -> None:
@@ -352,12 +364,12 @@ def save_phase(job: Job, made: Made) -> None:
     job.run.finish("save", {}, files=[MODEL])
 
 
-def _save_outputs(job: Job, made: Made, name: str) -> list[str]:
-    """Outputs of the model on validation and test rows, kept so that later phases need no forward pass; returns the files."""
-    files: list[str] = []
-    for split in ("valid", "test"):
-        if made.assembled.main.has(split):
-            outputs = model_outputs(made.model, made.assembled.main.encoded(split), precision="fp32")
-            files.append(f"{PHASES}/{name}_{split}.npy")
-            job.run.save_array(files[-1], outputs.numpy())
+def _save_outputs(job: Job, made: Made, name: str, tested: Mapping[str, Tensor]) -> list[str]:
+    """Outputs on validation rows and the test rows of main, kept so that later phases need no forward pass; the files."""
+    outputs = {"test": tested[MAIN]}
+    if made.assembled.main.has("valid"):
+        outputs["valid"] = model_outputs(made.model, made.assembled.main.encoded("valid"), precision="fp32")
+    files = [f"{PHASES}/{name}_{split}.npy" for split in outputs]
+    for file, values in zip(files, outputs.values(), strict=True):
+        job.run.save_array(file, values.numpy())
     return files

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from regraft.config.parse import dump_one
 from regraft.config.recipe import MAIN, RecipeSpec
 from regraft.data.bad_policy import bad_sample_facts
 from regraft.data.dataset import LANGUAGE
 from regraft.models.save import describe_model
-from regraft.phases.choose.features import model_outputs
 from regraft.phases.entries import Entry
 from regraft.phases.evaluate.collect import METRICS_FORMAT, Question, Scored, json_ready, metrics_document
 from regraft.phases.evaluate.likelihood import likelihood_metrics, text_bits
@@ -43,25 +44,27 @@ def scored(job: Job, entry: Entry, split: str, outputs: np.ndarray) -> Scored:
     )
 
 
-def document(job: Job, made: Made) -> dict[str, Any]:
-    """metrics.json: the finished model, the probe it started from if it did, and the other entries with these classes."""
+def document(job: Job, made: Made, outputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """metrics.json: the finished model, the probe it started from if it did, and the other entries with these classes.
+
+    `outputs` are those of the finished model on the test rows of each entry.
+    """
     main, spec = made.assembled.main, job.spec
     schema = main.materials.dataset.schema
     question = Question(task=schema.task, classes=schema.classes, targets=schema.label, seed=spec.seed)
     splits = [split for split in ("valid", "test") if main.has(split)]
-    saved = {
-        name: {s: scored(job, main, s, np.load(job.run.path / PHASES / f"{name}_{s}.npy")) for s in splits}
-        for name in ("final", "start")
-    }
+
+    def saved(name: str) -> dict[str, Scored]:
+        return {s: scored(job, main, s, np.load(job.run.path / PHASES / f"{name}_{s}.npy")) for s in splits}
+
     others: dict[str, Any] = {}
     for name, entry in made.assembled.entries.items():
         if name != MAIN and isinstance(made.judges().get(name), Valid):
-            outputs = model_outputs(made.model, entry.encoded("test"), precision="fp32").numpy()
-            others[name] = {"test": question.score(scored(job, entry, "test", outputs))}
+            others[name] = {"test": question.score(scored(job, entry, "test", outputs[name].numpy()))}
     return metrics_document(
         question,
-        final=saved["final"],
-        probe=saved["start"] if spec.probe is not None else {},
+        final=saved("final"),
+        probe=saved("start") if spec.probe is not None else {},
         last_layer_probe={},
         extra=extra(job, made) | {"entries": others},
     )

@@ -123,8 +123,8 @@ class Valid:
 class Validate(Hook):
     """Measures the whole model at given steps of the run, keeps the best weights, and stops when nothing improves.
 
-    `at` counts steps over all stages. The best weights are those of the `preferred` result. They are put back, bit for bit, by
-    `restore`.
+    `at` counts steps over all stages. The best weights are those of the last result that took the place of the one before, see
+    `takes_the_place`. They are put back, bit for bit, by `restore`.
     """
 
     def __init__(self, valid: Valid, *, at: Sequence[int], patience: int | None = None) -> None:
@@ -157,11 +157,16 @@ class Validate(Hook):
             run.log.write(
                 [{"stage": run.stage.name, "step": run.clock.step, **{n: result[k] for k, n in names.items()}}]
             )
-        if preferred(self.results, len(self.valid.targets)) == len(self.results) - 1:
+        if self.best_at < 0 or self._improves(result):
             self.best_at = len(self.results) - 1
             self.best = {name: t.detach().clone() for name, t in run.recipe.model.state_dict().items()}
         elif self.patience is not None and len(self.results) - 1 - self.best_at >= self.patience:
             run.stop(f"no better validation result in {self.patience} evaluations")
+
+    def _improves(self, result: dict[str, float]) -> bool:
+        """Does the newest result take the place of the best one?"""
+        high = max(each["score"] for each in self.results)
+        return takes_the_place(result, self.results[self.best_at], high=high, rows=len(self.valid.targets))
 
     def restore(self, model: nn.Module) -> dict[str, float] | None:
         """Put the best weights back into the model; returns their result, or None if there was no validation."""
@@ -197,16 +202,14 @@ def better(one: dict[str, float], other: dict[str, float]) -> bool:
     return (one["score"], -one["loss"]) > (other["score"], -other["loss"])
 
 
-def preferred(results: Sequence[Mapping[str, float]], rows: int) -> int:
-    """Which of several results on the same rows is best: the least loss among those that are level with the highest score.
+def takes_the_place(new: Mapping[str, float], old: Mapping[str, float], *, high: float, rows: int) -> bool:
+    """Is a new result better than an old one: of those level with the highest score so far, the one of less loss?
 
     Level is who stands within half a standard error: a row more or less in 200 says nothing, and the loss sees how sure the
     rest is.
     """
-    high = max(result["score"] for result in results)
     least = high - 0.5 * error_of(high, rows)
-    level = [index for index, result in enumerate(results) if result["score"] >= least]
-    return min(level, key=lambda index: results[index]["loss"])
+    return new["score"] >= least and (old["score"] < least or new["loss"] < old["loss"])
 
 
 def error_of(score: float, rows: int) -> float:

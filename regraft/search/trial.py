@@ -232,7 +232,7 @@ class Running:
         if before is not None and before.finished:
             return replace(before, leg=self.leg.number, steps=0, epochs=0.0)
         assembled = assemble(self.spec, ground=self.place.fresh(self.spec), hooks=self._watch)
-        judge = judge_for(self.spec.techniques, assembled.main, "valid")
+        judge = judge_for(self.spec.techniques, assembled.main, "valid", precision=self.spec.train.precision)
         if judge is None:
             raise ConfigError("search: nobody can judge this model on validation rows, so trials cannot be compared")
         reached = 0 if before is None else before.reached
@@ -261,7 +261,7 @@ class Running:
 
     def _watch(self, stage: StageSpec, entry: Entry) -> Sequence[Hook]:
         """Validation within a stage, where it decides when the stage ends, or what the learning rate is."""
-        judge = judge_for(self.spec.techniques, entry, "valid")
+        judge = judge_for(self.spec.techniques, entry, "valid", precision=self.spec.train.precision)
         decides = self.spec.validate_.patience is not None or cast(Schedule, self.spec.train.schedule).remembers
         return [Watch(judge, self.spec.validate_)] if decides and judge is not None else []
 

@@ -261,6 +261,12 @@ def test_a_recipe_that_cannot_be_trained_is_refused_before_anything_is_written(m
     assert not (tmp_path / "run").exists()
 
 
+def test_a_search_that_a_recipe_asks_for_is_not_left_out_silently(tmp_path):
+    run = train_job(spec(search={"space": {"train.batch_size": {"choice": [8, 16]}}}), tmp_path / "run")
+    said = run.done("start")["sentences"]
+    assert any("search:" in each and "train.batch_size" in each and "`regraft search`" in each for each in said)
+
+
 def test_only_a_training_run_is_taken_for_one(tmp_path):
     assert not is_training_run(tmp_path)
     (tmp_path / "recipe.yaml").write_text("seed: 0")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from regraft.core.values import Clock, Loss
-from regraft.phases.training import Validate, preferred
+from regraft.phases.training import Validate, takes_the_place
 
 
 def best_of(results: list[tuple[float, float]], rows: int = 200) -> tuple[float, nn.Module]:
@@ -49,12 +49,16 @@ def test_the_noise_shrinks_with_the_rows():
     assert best_of([(0.560, 1.20), (0.550, 1.10)], rows=20_000)[0] == 1
 
 
-def test_the_least_loss_is_preferred_among_scores_that_are_level():
-    def result(score, loss):
-        return {"score": score, "loss": loss}
+def test_the_lower_loss_decides_between_scores_that_are_level():
+    def replaces(new, old, rows):
+        named = ({"score": score, "loss": loss} for score, loss in (new, old))
+        return takes_the_place(*named, high=max(new[0], old[0]), rows=rows)
 
-    close = [result(0.935, 0.29), result(0.934, 0.25)]  # half a standard error on 1,000 rows is 0.004
-    assert preferred(close, 1000) == 1
-    assert preferred(close, 1_000_000) == 0
-    assert preferred([result(0.935, 0.25), result(0.935, 0.25)], 1000) == 0
-    assert preferred([result(0.80, 0.1), result(0.935, 0.9)], 1000) == 1
+    assert replaces((0.934, 0.25), (0.935, 0.29), 1000)  # half a standard error on 1,000 rows is 0.004
+    assert not replaces((0.934, 0.25), (0.935, 0.29), 1_000_000)
+    assert not replaces((0.935, 0.25), (0.935, 0.25), 1000)
+    assert replaces((0.935, 0.9), (0.80, 0.1), 1000)
+
+
+def test_a_best_result_that_is_level_no_longer_gives_way_to_the_newest():
+    assert best_of([(0.800, 0.50), (0.815, 0.60), (0.830, 0.90)])[0] == 3  # half a standard error: 0.014, 0.013

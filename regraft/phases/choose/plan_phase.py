@@ -7,18 +7,15 @@ import time
 from dataclasses import replace
 from typing import cast
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from regraft.config.recipe import RaceSpec
+from regraft.config.recipe import CandidateSpec, RaceSpec
+from regraft.core import Recipe
 from regraft.core.descent import Precision
 from regraft.core.forward import called_on
-from regraft.core.modes import set_trainable, train_mode
-from regraft.core.values import Clock
+from regraft.data.sources import Examples
 from regraft.data.sweep import evaluating
-from regraft.losses.supervised import objective_for
-from regraft.models.blocks import blocks, layer_groups
+from regraft.models.blocks import blocks
 from regraft.models.graft import Graft
 from regraft.models.standard import StandardHead
 from regraft.optim.optimizers import Optimizer
@@ -27,8 +24,14 @@ from regraft.phases.choose.decision import decisions
 from regraft.phases.choose.plan import Speed, make_race
 from regraft.phases.choose.precision import asked_for, choose_for_training
 from regraft.phases.choose.probe_phase import load_heads, with_probe
+from regraft.phases.choose.race import REFUSALS
 from regraft.phases.choose.rules import Facts, candidate
 from regraft.phases.job import Job
+from regraft.phases.training import Trainer, supervised_recipe
+
+TIMED = 1000  # steps of a training of which only the first few are made, to see what they cost
+SLACK = 1.05  # on the seconds of a step
+LOOKED_AT = 1000  # batches of an epoch, at least, whose mean length is taken where there are more
 
 
 def plan_phase(job: Job) -> RaceSpec:
@@ -64,7 +67,7 @@ def _rates(race: RaceSpec, facts: Facts) -> list[str]:
     kind = (
         f"{facts.modality}s" if facts.parameters is None else f"{facts.modality}s with {facts.parameters:,} parameters"
     )
-    return [f"rates of AdamW for {kind}: {shown}, as measured by benchmarks/default_rates.py"]
+    return [f"rates of AdamW for {kind}: {shown}; benchmarks/default_rates.py compares rates"]
 
 
 def _advice(job: Job, race: RaceSpec) -> list[str]:
@@ -115,34 +118,62 @@ def _speed(job: Job, facts: Facts) -> tuple[Facts, Speed, list[str]]:
 
     The facts come back with the precision that steps are faster in, and a sentence about it, where both were measured.
     """
-    options = candidate("full", facts, steps=1, why="").train
-    model = with_probe(job, load_heads(job)["chosen"])
-    encoded, targets = job.materials.encoded("train"), job.materials.targets("train")
-    middle = np.argsort(encoded.lengths, kind="stable")
-    at = max(0, int(0.6 * len(middle)) - options.batch_size)
-    rows = np.sort(middle[at : at + options.batch_size])
-    batch = encoded.collate(rows) | {"y": targets[torch.from_numpy(rows)]}
-    objective = objective_for(job.materials.task)
-    stem = set(layer_groups(model)[0]) if job.dataset.schema.modality == "text" else set[str]()
-    set_trainable(model, [name for name, _ in model.named_parameters() if name not in stem])
-    train_mode(model)
+    model = with_probe(job, load_heads(job)["chosen"])  # a copy, whose weights the timed steps change
+    trainers = {each: _trainer(job, model, replace(facts, precision=each)) for each in {facts.precision, "fp32"}}
+    source = cast(Examples, trainers[facts.precision].recipe.stages[0].source)
+    usual = _padded_on_average(source)
 
     def step(precision: Precision) -> float:
-        begin = time.perf_counter()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-            loss = objective(model, batch, Clock(0, 1))
-        loss.value.backward()
-        seconds = time.perf_counter() - begin
-        model.zero_grad(set_to_none=True)
-        return seconds
+        return timed_step(trainers[precision], source, usual)
 
     if facts.precision == "bf16" and asked_for("bf16") not in job.spec.reasons:
         precision, step_s, sentence = choose_for_training(step)
         facts, sentences = replace(facts, precision=precision), [sentence]
     else:
-        step_s, sentences = statistics.median([step(facts.precision) for _ in range(4)][1:]), []
-    forward_s = _seconds_forward(model, called_on(model, batch), job.precision) / len(rows)
-    return facts, Speed(forward_s=forward_s, step_s=1.1 * step_s, batch_size=options.batch_size), sentences
+        step_s, sentences = statistics.fmean([step(facts.precision) for _ in range(5)][1:]), []
+    batch_size = source.order.batch_size
+    forward_s = _seconds_forward(model, called_on(model, source.batch_at(0)), job.precision)
+    a_row = forward_s * usual / padded(source, 0) / batch_size
+    return facts, Speed(forward_s=a_row, step_s=SLACK * step_s, batch_size=batch_size), sentences
+
+
+def timed_step(trainer: Trainer, source: Examples, usual: float) -> float:
+    """Seconds of the next step of a training on batches of a source, scaled to a batch of `usual` places."""
+    step, begin = trainer.done, time.perf_counter()
+    trainer.until(step + 1)
+    return (time.perf_counter() - begin) * usual / padded(source, step)
+
+
+def padded(source: Examples, step: int) -> int:
+    """Places of the batch of a step, those of padding included."""
+    rows = source.rows[source.order.batch_at(step)]
+    return len(rows) * int(source.encoded.lengths[rows].max())
+
+
+def _padded_on_average(source: Examples) -> float:
+    count = source.batches_per_epoch
+    return statistics.fmean(padded(source, step) for step in range(0, count, max(1, count // LOOKED_AT)))
+
+
+def _trainer(job: Job, model: nn.Module, facts: Facts) -> Trainer:
+    """Full fine-tuning of the model, of which only the first steps are made: they cost what it will cost."""
+    spec, materials = candidate("full", facts, steps=TIMED, why=""), job.materials
+
+    def recipe(spec: CandidateSpec) -> Recipe:
+        return supervised_recipe(
+            model,
+            materials.encoded("train"),
+            materials.targets("train"),
+            task=materials.task,
+            candidate=spec,
+            seed=job.spec.seed,
+        )
+
+    try:
+        made = recipe(spec)
+    except REFUSALS:  # of its techniques; the race says which and why, and their cost is not that of the step
+        made = recipe(spec.replaced(techniques=()))
+    return Trainer(made, job.spec.seed)
 
 
 def _seconds_forward(model: nn.Module, inputs: dict[str, Tensor], precision: Precision) -> float:

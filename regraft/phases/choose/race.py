@@ -13,7 +13,8 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ from regraft.phases.training import (
     supervised_recipe,
 )
 
+REFUSALS = ConfigError, Conflict, ModelError  # how a technique says that it does not fit
 APART = 2.0  # standard errors: the best of several scores is higher than it deserves
 
 
@@ -126,17 +128,22 @@ class Track:
         validate.at = frozenset(evenly(trainer.total, self.validations))
         return Runner(entrant, trainer, validate)
 
-    def run_rung(self, entrant: Entrant, number: int, steps: int) -> None:
-        """A training of some steps, whose whole schedule they take; the entrant is judged by what it ends with."""
-        begin = time.perf_counter()
+    def rung(self, entrant: Entrant, number: int, steps: int) -> Trainer:
+        """A training of some steps, whose whole schedule they take, from the weights of the last rung.
+
+        Raises:
+            Conflict: its techniques do not fit the model or one another, or need more steps.
+        """
         spec = entrant.spec.replaced(steps=min(steps, entrant.spec.steps))
-        trainer = self._trainer(spec, f"{spec.name}, rung {number}", entrant.weights)
+        return self._trainer(spec, f"{spec.name}, rung {number}", entrant.weights)
+
+    def run_rung(self, entrant: Entrant, number: int, trainer: Trainer) -> None:
+        """Train a rung to its end; the entrant is judged by what that leaves."""
         trainer.until(trainer.total)
         model = trainer.recipe.model
         entrant.result = self.valid.measure(model)
         entrant.weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         entrant.rung, entrant.steps = number, entrant.steps + trainer.done
-        entrant.seconds += time.perf_counter() - begin
 
     def _trainer(
         self,
@@ -160,35 +167,78 @@ class Track:
         return Trainer(recipe, self.seed, (StepCounter(self.tell), *run_hooks), self.log_for(label))
 
 
-def run_race(race: RaceSpec, track: Track, say: Callable[[str], None]) -> tuple[Entrant | None, list[dict[str, Any]]]:
-    """The winner after its last rung, and the entries of those that stopped; None where only the probe runs."""
-    entries: list[dict[str, Any]] = []
-    running: list[Entrant] = []
-    for spec in race.candidates:
-        if spec.steps == 0:
-            continue
-        entrant = Entrant(spec)
+Training = TypeVar("Training", Trainer, Runner)
+
+
+@dataclass
+class Contest:
+    """Those who still run, and the entries of those who do not."""
+
+    track: Track
+    say: Callable[[str], None]
+    running: list[Entrant]
+    entries: list[dict[str, Any]] = field(default_factory=list)
+
+    def run_rung(self, number: int, steps: int) -> None:
+        """Everybody who can makes the rung; best first afterwards."""
+        made: list[Entrant] = []
+        for entrant in self.running:
+            begin = time.perf_counter()
+            trainer = self._fitting(entrant, lambda entrant=entrant: self.track.rung(entrant, number, steps))
+            if trainer is not None:
+                self.track.run_rung(entrant, number, trainer)
+                made.append(entrant)
+            entrant.seconds += time.perf_counter() - begin
+        self.running = standings(made, len(self.track.valid.targets)) if made else []
+        if made:
+            standing = ", ".join(f"{r.spec.name} {r.result['score']:.4f}" for r in self.running)
+            self.say(f"rung {number} of {steps:,} steps: {standing}")
+
+    def keep(self, size: int, why: Callable[[Entrant, Entrant], str]) -> None:
+        """The first `size` go on; `why` says of everybody else why not, with a look at the first."""
+        for entrant in self.running[size:]:
+            entrant.weights, entrant.reason = None, why(entrant, self.running[0])
+            self.entries.append(entrant.entry())
+        self.running = self.running[:size]
+
+    def winner(self) -> Runner | None:
+        """The first whose whole training can be made; None where there is nobody."""
+        while self.running:
+            entrant, *rest = self.running
+            runner = self._fitting(entrant, lambda entrant=entrant: self.track.runner(entrant))
+            if runner is not None:
+                self.keep(1, _why_not_compared)
+                return runner
+            self.running = rest
+        return None
+
+    def _fitting(self, entrant: Entrant, make: Callable[[], Training]) -> Training | None:
+        """A training of an entrant; None where its techniques do not fit, which becomes its entry."""
         try:
-            track.runner(entrant)
-        except (ConfigError, Conflict, ModelError) as error:
+            return make()
+        except REFUSALS as error:
             entrant.status, entrant.reason = "refused", str(error)
-            entries.append(entrant.entry())
-            say(f"{spec.name} does not take part: {error}")
-            continue
-        running.append(entrant)
-    sizes = field_sizes(len(running), len(race.rungs))
-    for number, (rung, stay) in enumerate(zip(race.rungs, [*sizes[1:], 1][: len(sizes)], strict=False), start=1):
-        for entrant in running:
-            track.run_rung(entrant, number, rung)
-        running = standings(running, len(track.valid.targets))
-        standing = ", ".join(f"{r.spec.name} {r.result['score']:.4f}" for r in running)
-        say(f"rung {number} of {rung:,} steps: {standing}")
-        for entrant in running[stay:]:
-            entrant.weights = None
-            entrant.reason = _why_stopped(entrant, running[0], number, len(track.valid.targets))
-            entries.append(entrant.entry())
-        running = running[:stay]
-    return (running[0] if running else None), entries
+            self.entries.append(entrant.entry())
+            self.say(f"{entrant.spec.name} does not take part: {error}")
+            return None
+
+
+def run_race(race: RaceSpec, track: Track, say: Callable[[str], None]) -> tuple[Runner | None, list[dict[str, Any]]]:
+    """The winner, ready for its own training, and the entries of the others; None where only the probe runs."""
+    contest = Contest(track, say, [Entrant(spec) for spec in race.candidates if spec.steps])
+    rows = len(track.valid.targets)
+    for number, rung in enumerate(race.rungs, start=1):
+        if len(contest.running) < 2:
+            break
+        contest.run_rung(number, rung)
+        stay = 1 if number == len(race.rungs) else half(len(contest.running))
+        contest.keep(stay, partial(_why_stopped, number=number, rows=rows))
+    return contest.winner(), contest.entries
+
+
+def half(running: int) -> int:
+    """How many go on after a rung: the better half, rounded up."""
+    return (running + 1) // 2
 
 
 def field_sizes(candidates: int, rungs: int) -> list[int]:
@@ -196,7 +246,7 @@ def field_sizes(candidates: int, rungs: int) -> list[int]:
     sizes: list[int] = []
     while len(sizes) < rungs and candidates > 1:
         sizes.append(candidates)
-        candidates = (candidates + 1) // 2
+        candidates = half(candidates)
     return sizes
 
 
@@ -221,3 +271,7 @@ def _why_stopped(entrant: Entrant, ahead: Entrant, number: int, rows: int) -> st
     behind = ours < _level_from(best, rows)
     verdict, why = ("behind", "") if behind else ("within the noise of", ", which the rules put first")
     return f"rung {number}: {ours:.4f}, {verdict} {ahead.spec.name} ({best:.4f}){why}"
+
+
+def _why_not_compared(entrant: Entrant, ahead: Entrant) -> str:
+    return f"no rung compared {entrant.spec.name} with {ahead.spec.name}, which the rules put first"

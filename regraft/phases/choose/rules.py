@@ -14,14 +14,15 @@ from regraft.core.descent import Precision
 from regraft.errors import ConfigError, suggest
 
 STRATEGIES = ("probe", "last-k", "thaw", "norm", "lora", "adapter", "full")
-# of a full step, as measured; all weights of texts train without their embeddings, the last stage of a thaw with them
+# of a full step; all weights of texts train without their embeddings, the last stage of a thaw with them
 RELATIVE_COST = {"last-k": 0.7, "thaw": 0.95, "norm": 0.8, "lora": 0.85, "adapter": 0.85, "full": 1.0}
 SMALL = {"text": 50_000_000, "image": 5_000_000}  # parameters of a backbone below which it is a small network
 # rates of AdamW, by benchmarks/default_rates.py; of those that are level the lower one (see the results)
 RATES = {"text": 1e-4, "image": 3e-4}  # for all or the upper weights
 LIGHT_RATES = {"text": 5e-4, "image": 1e-3}  # for few weights, or added ones
 LIGHT = frozenset({"norm", "lora", "adapter"})
-# for all weights of a small network, as measured at the end of a training; in the middle of one they stand badly
+# for all weights of a small network, where a training ends; in the middle of one they stand badly. The case for texts is
+# `sst2, whole` of the same script; its result file has only shorter trainings of texts yet
 SMALL_FULL = {"text": 2e-4, "image": 1e-2}
 FEW_ROWS = 1000
 FAR = 0.75  # of the height: where the probe is best below it, the backbone's domain is far from that of the data

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from regraft.config.recipe import CandidateSpec, TrainSpec
+from regraft.data.sources import Examples
 from regraft.errors import BudgetError, ConfigError
+from regraft.phases.choose import plan_phase
 from regraft.phases.choose.plan import Speed, make_race, parse_budget
 from regraft.phases.choose.race import Entrant, standings
 from regraft.phases.choose.rules import Facts, candidate, order
@@ -128,3 +131,36 @@ def test_of_a_small_network_of_images_all_weights_come_first():
     assert [name for name, _ in order(facts)] == ["full", "adapter", "lora", "last-k", "thaw", "norm"]
     assert "213,000 parameters" in order(facts)[0][1]
     assert order(replace(facts, parameters=86_000_000))[0][0] == "adapter"
+
+
+class Texts:
+    """Examples of two lengths, whose batches take a second a thousand places."""
+
+    inputs = ("x",)
+
+    def __init__(self, lengths):
+        self.lengths = np.array(lengths)
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def collate(self, rows):
+        raise AssertionError("nobody reads them")
+
+
+def test_a_timed_step_counts_as_a_batch_of_the_average_number_of_places(monkeypatch):
+    clock = [0.0]
+    source = Examples(Texts([5] * 96 + [50] * 32), None, batch_size=32, seed=0)
+    places = [plan_phase.padded(source, step) for step in range(4)]
+    assert sorted(places) == [160, 160, 160, 1600]
+
+    class Made:
+        done = 0
+
+        def until(self, steps):
+            clock[0] += places[self.done] / 1000
+            self.done = steps
+
+    made = Made()
+    monkeypatch.setattr(plan_phase.time, "perf_counter", lambda: clock[0])
+    assert [plan_phase.timed_step(made, source, 520) for _ in range(4)] == pytest.approx([0.520] * 4)

@@ -124,7 +124,7 @@ def test_training_takes_the_mode_its_steps_are_faster_in(plain, half, taken):
 
     got, seconds, sentence = choose_for_training(step)
     assert (got, seconds) == (taken, half if taken == "bf16" else plain)
-    assert order == ["fp32", "bf16"] * 4
+    assert order == ["fp32", "bf16"] * 5
     assert sentence.startswith(f"training in {taken}: a step takes {half * 1e3:.1f} ms in bf16")
 
 
@@ -167,3 +167,16 @@ def test_the_measured_precision_is_written_into_the_recipe_with_its_reason(table
 def test_an_unknown_precision_is_refused(table):
     with pytest.raises(ConfigError, match="precision"):
         planned(table, "probe.precision=fp8")
+
+
+def test_a_strategy_that_does_not_fit_is_left_to_the_race_to_refuse(table, monkeypatch):
+    from regraft.phases.choose import plan, plan_phase
+    from regraft.techniques.transfer.last_k import LastK
+
+    def misfit(*args, **options):
+        return real(*args, **options).replaced(techniques=(LastK(blocks=99),))
+
+    real = plan_phase.candidate
+    for module in (plan, plan_phase):
+        monkeypatch.setattr(module, "candidate", misfit)
+    assert [each.steps > 0 for each in planned(table).race.candidates] == [False, True]

@@ -15,6 +15,7 @@ from regraft.phases.choose.race import Entrant, Track, run_race
 from regraft.phases.training import Valid, supervised_recipe
 from regraft.techniques.regularise.l0_penalty import L0Penalty
 from regraft.techniques.regularise.weight_average import WeightAverage
+from regraft.techniques.transfer.last_k import LastK
 
 STEPS = 80
 
@@ -91,22 +92,49 @@ def test_a_rung_is_a_training_whose_schedule_ends_and_the_next_begins_with_its_w
     fast, slow = candidate(name="fast"), candidate(name="slow", lr=1e-5)
     labels = []
     track = made_track(lambda name: labels.append(name) or NoLog())
-    winner, entries = run_race(RaceSpec(candidates=(slow, fast), rungs=(20,)), track, say=lambda sentence: None)
+    runner, entries = run_race(RaceSpec(candidates=(slow, fast), rungs=(20,)), track, say=lambda sentence: None)
     assert [(each["name"], each["steps"], each["rung"]) for each in entries] == [("slow", 20, 1)]
     after_rung = trained_on(network(), candidate(steps=20))
-    runner = track.runner(winner)
     assert same(runner.trainer.recipe.model, after_rung)
-    assert winner.result == track.valid.measure(after_rung)
+    assert runner.entrant.result == track.valid.measure(after_rung)
     runner.finish()
     assert same(runner.trainer.recipe.model, trained_on(after_rung, candidate()))
     assert runner.entry()["steps"] == 20 + STEPS
-    assert labels[2:] == ["slow, rung 1", "fast, rung 1", "fast"]
+    assert labels == ["slow, rung 1", "fast, rung 1", "fast"]
 
 
 def test_a_rung_that_is_longer_than_a_candidates_training_is_as_long_as_that():
     short = candidate(name="short", steps=5)
-    winner, entries = run_race(
+    runner, entries = run_race(
         RaceSpec(candidates=(short, candidate()), rungs=(20,)), made_track(), say=lambda sentence: None
     )
-    assert winner.steps == 20
+    assert runner.steps == 20
     assert entries[0]["steps"] == 5
+
+
+def test_who_does_not_fit_is_refused_by_name_and_the_others_race():
+    misfit, said = candidate(LastK(blocks=99), name="misfit"), []
+    race = RaceSpec(candidates=(misfit, candidate(name="slow", lr=1e-5), candidate(name="fast")), rungs=(10,))
+    runner, entries = run_race(race, made_track(), say=said.append)
+    assert runner.spec.name == "fast"
+    assert [(each["name"], each["status"], each["steps"]) for each in entries] == [
+        ("misfit", "refused", 0), ("slow", "stopped", 10),
+    ]  # fmt: skip
+    assert "misfit does not take part" in said[0]
+
+
+def test_without_rungs_the_first_that_fits_trains_and_every_other_has_its_entry():
+    race = RaceSpec(candidates=(candidate(LastK(blocks=99), name="misfit"), candidate(), candidate(name="second")))
+    runner, entries = run_race(race, made_track(), say=lambda sentence: None)
+    assert runner.spec.name == "one"
+    assert [(each["name"], each["status"]) for each in entries] == [("misfit", "refused"), ("second", "stopped")]
+    assert "no rung compared second with one" in entries[1]["reason"]
+
+
+def test_nobody_wins_where_nobody_fits():
+    misfits = [candidate(LastK(blocks=99), name=name) for name in ("one", "two")]
+    runner, entries = run_race(
+        RaceSpec(candidates=tuple(misfits), rungs=(10,)), made_track(), say=lambda sentence: None
+    )
+    assert runner is None
+    assert [each["status"] for each in entries] == ["refused", "refused"]
