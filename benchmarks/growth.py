@@ -5,7 +5,7 @@
 Data and encoders are made up: tables of ten numbers, texts of ten words, BERTs of width 64 with random weights. Each size is a
 fresh process with an empty cache and a budget that cuts nothing. An exponent is the slope of log(seconds) over log(size), where
 the seconds are net of the smallest size (what start-up and small data cost); it is stated for the whole command, for each phase
-that takes a second at the largest size, and for peak memory. About eight minutes; `--quick` takes one.
+that takes a second at the largest size, and for peak memory. About ten minutes; `--quick` takes one.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=("table-rows", "text-rows", "classes", "layers"))
     parser.add_argument("--max-rows", type=int, default=1_000_000, help="of tables")
-    parser.add_argument("--max-text-rows", type=int, default=100_000)
+    parser.add_argument("--max-text-rows", type=int, default=1_000_000)
     parser.add_argument("--max-classes", type=int, default=10_000)
     parser.add_argument("--max-layers", type=int, default=48)
     parser.add_argument("--timeout", type=float, default=600, help="seconds after which a size is given up")
