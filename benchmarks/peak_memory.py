@@ -4,8 +4,9 @@
 
 The same weights (all-MiniLM-L6-v2 with its own head for sequence classification), the same data (sst2), batches of 32, AdamW,
 the same number of steps, and the test rows scored at the end; in fp32 as the Trainer does by default, and in bf16 with batches
-of like length. The figure is the largest resident set of the process, imports included, as the system reports it when the
-process ends. The arms take turns. Result: benchmarks/results/peak_memory.json.
+of like length. The figure is the largest resident set of the process, imports included, watched while it runs: regraft has the
+system forget its peak before every phase, so what is reported at the end is that of the last one. Ours has scored the test rows
+before training as well, and saves a checkpoint. The arms take turns. Result: benchmarks/results/peak_memory.json.
 """
 
 from __future__ import annotations

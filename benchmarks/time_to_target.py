@@ -99,7 +99,7 @@ def run_regraft(name: str, arm: str, rows: int | None) -> dict[str, Any]:
             "accuracy": metrics["final"]["test"]["accuracy"]["value"],
             "winner": metrics["winner"],
             "phases": {line["phase"]: line["seconds"] for line in ledger},
-            **{key: found[key] for key in ("wall", "cpu", "peak_bytes")},
+            **{key: found[key] for key in ("wall", "cpu")},
         }
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -110,7 +110,8 @@ def run(name: str, arm: str, rows: int | None) -> dict[str, Any]:
     if arm in REGRAFT:
         return run_regraft(name, arm, rows)
     limit = [] if rows is None else ["--rows", str(rows)]
-    return run_arm(["-W", "ignore", *arms_of(name)[arm], *limit])
+    found = run_arm(["-W", "ignore", *arms_of(name)[arm], *limit])
+    return {key: value for key, value in found.items() if key != "peak_bytes"}  # peak_memory.py has that
 
 
 def breakdown(name: str, rows: int | None) -> dict[str, float]:
@@ -169,7 +170,6 @@ def found_of(name: str, store: Store) -> dict[str, Any]:
             "accuracy": round(statistics.median(one["accuracy"] for one in runs), 4),
             "seconds": summary([one["seconds"] for one in runs], digits=2),
             "wall": summary([one["wall"] for one in runs], digits=2),
-            "peak_gib": round(statistics.median(one["peak_bytes"] for one in runs) / 2**30, 2),
             "to_target": {
                 str(target): summary([t for t in times if t is not None], digits=2)
                 if all(t is not None for t in times)
