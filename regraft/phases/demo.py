@@ -26,7 +26,7 @@ from regraft.phases.rundir import RECIPE, RunDirectory
 from regraft.phases.training import StepCounter, builder
 
 DEMOS = ("stdlib-docstrings", "digits", "wine", "diabetes")
-BUDGETS = {"stdlib-docstrings": "62s", "digits": "40s", "wine": "20s", "diabetes": "20s"}
+BUDGETS = {"stdlib-docstrings": "90s", "digits": "40s", "wine": "20s", "diabetes": "20s"}
 PRETRAIN_STEPS, SIDE = 300, 8
 
 
