@@ -27,10 +27,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 DATA = Path(os.environ.get("REGRAFT_DATA", ROOT.parent / "shared" / "data"))
 MOBILENET = DATA / "weights_mobilenetv1_025_vww"
 SPAWNED = "BENCH_SPAWNED"  # environment variable: when the parent started the process, in seconds since 1970
-TURN_S, LOOKS_EVERY = (
-    0.002,
-    10,
-)  # seconds between two looks whether a process has ended; and turns between two at its memory
+TURN_S = 0.002  # seconds between two looks whether a process has ended
+LOOKS_EVERY = 10  # such turns between two looks at its memory
 THREADS = int(os.environ.get("BENCH_THREADS", "2"))
 PACKAGES = (
     "regraft", "torch", "transformers", "accelerate", "sentence-transformers", "scikit-learn", "lightning", "fastai", "numpy",
