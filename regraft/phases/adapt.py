@@ -20,10 +20,12 @@ from regraft.core.modes import eval_mode
 from regraft.core.protocols import State
 from regraft.errors import RunError
 from regraft.models.graft import Graft
+from regraft.models.heads import head_of
 from regraft.models.standard import StandardHead
-from regraft.phases.choose.features import head_features, model_outputs
+from regraft.phases.choose.features import LAST, head_features, model_outputs
 from regraft.phases.choose.fit import Head, fit_head, standardised
 from regraft.phases.choose.plan_phase import plan_phase
+from regraft.phases.choose.portion import Room
 from regraft.phases.choose.probe_phase import load_heads, with_probe
 from regraft.phases.choose.race import Entrant, Runner, Track, field_sizes, run_race
 from regraft.phases.job import Job
@@ -258,11 +260,21 @@ def _with_refitted_head(
     result = valid.judge(outputs) | {"step": result.get("step", 0.0)}
     if not isinstance(model, Graft | StandardHead):
         return model, outputs, result, []
-    train, held_out = (
-        head_features(model, materials.encoded(name), precision=job.precision) for name in ("train", "valid")
-    )
     targets = {name: materials.targets(name) for name in ("train", "valid")}
     l2, problem = load_heads(job)["chosen"].l2, materials.problem
+    room = Room(
+        widths={LAST: head_of(model).in_features},
+        targets=targets["train"],
+        problem=problem,
+        seed=job.spec.seed,
+        beside=len(targets["valid"]),
+    )
+    portion = room.to_fit([LAST])
+    targets["train"] = portion.targets(targets["train"])
+    train, held_out = (
+        head_features(model, part, precision=job.precision)
+        for part in (portion.of(materials.encoded("train")), valid.encoded)
+    )
     matrix = standardised([train], [held_out], half=problem.iterative)
     head = fit_head(matrix.first(len(train)), targets["train"], problem, l2=l2)
     refitted = head.logits(held_out)

@@ -25,9 +25,10 @@ from regraft.errors import ConfigError, DataError
 from regraft.losses.criterion import objective_of, question_of
 from regraft.models.graft import Graft
 from regraft.models.networks import Network
-from regraft.phases.choose.features import LAST, all_features
+from regraft.phases.choose.features import LAST, Features, all_features
 from regraft.phases.choose.fit import Problem
-from regraft.phases.choose.probe import Heights, choose_heights, choose_penalty, fitted
+from regraft.phases.choose.portion import Portion, Room, choose_in, widths_of
+from regraft.phases.choose.probe import Heights, choose_penalty, fitted
 from regraft.phases.entries import Entry, joined_schema
 from regraft.phases.materials import Materials, extra_models, prepare, readable_model
 from regraft.phases.teachers import earlier_run, from_earlier_run
@@ -305,16 +306,28 @@ def with_probe_head(
     if given:
         model = _reading(model, chosen, main, seed)
     keeping = Keeping(max_bytes=MOST_BYTES, folder=cache_folder("stores"))
-    features = all_features(model, encoded, precision=precision, pools=chosen.pools or None, keeping=keeping)
+    pools = chosen.pools or None
+    room = Room(
+        widths=widths_of(model, encoded, precision=precision, pools=pools), targets=targets, problem=problem, seed=seed
+    )
+
+    def read(portion: Portion) -> Features:
+        kept = replace(keeping, half=portion.half)
+        some = portion.of(encoded)
+        return all_features(model, some, precision=precision, pools=pools, reads=portion.reads, keeping=kept)
+
     if given:
         heights = Heights(reads=cast(Graft, model).reads)
+        portion = room.to_fit(heights.reads)
+        features = read(portion)
     else:
-        choice = choose_heights(features, targets, problem, depths=options.depths, seed=seed)
-        sentences += choice.sentences
-        heights = choice.chosen
+        found = choose_in(room, read, depths=options.depths)
+        sentences += found.sentences
+        heights, portion, features = found.choice.chosen, found.portion, found.features
         if isinstance(model, Graft) and heights.reads != (LAST,):
             model = model.reading(depths=heights.depths, pools=heights.pools, num_outputs=main.num_outputs)
             cast(Graft, model).cut_above()
+    targets = portion.targets(targets)
     l2 = choose_penalty(features, heights.reads, targets, problem, folds=options.folds, seed=seed)
     head = fitted(heights, heights.of(problem, features), targets, problem, l2=l2).head
     cast(Any, model).set_head(head.weight, head.bias, mean=head.mean, deviation=head.deviation)

@@ -15,6 +15,7 @@ from torch import nn
 from regraft.config.recipe import MAIN, RecipeSpec, read_recipe
 from regraft.core.modes import eval_mode
 from regraft.core.values import Clock
+from regraft.data.some import spread
 from regraft.errors import ConfigError, RunError
 from regraft.optim.optimizers import Optimizer
 from regraft.phases.build import Assembled, assemble
@@ -136,8 +137,6 @@ def arm_of(name: str, path: Path) -> Arm:
 
 def train_score(made: Assembled, model: nn.Module) -> float:
     """The score of a model on at most 2,000 of its training rows, evenly spaced."""
-    from regraft.phases.evaluate.forgetting import spread
-
     rows = spread(made.main.encoded("train"), TRAIN_ROWS)
     targets = made.main.targets("train")[rows.rows]
     return Valid(encoded=rows, targets=targets, task=made.task).measure(model)["score"]

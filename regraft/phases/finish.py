@@ -17,7 +17,7 @@ from regraft.models.save import describe_model, save_model
 from regraft.phases.adapt import final_model
 from regraft.phases.calibrate import calibrate
 from regraft.phases.choose.ceiling import against_full
-from regraft.phases.choose.features import Features, all_features, model_outputs
+from regraft.phases.choose.features import head_outputs, model_outputs
 from regraft.phases.choose.probe import FittedReads
 from regraft.phases.choose.probe_phase import load_heads
 from regraft.phases.evaluate.collect import Question, Scored, metrics_document, reliability_of
@@ -99,16 +99,16 @@ def evaluate_phase(job: Job) -> dict[str, Any]:
         before: Scored | None = None
         if "test" in job.dataset.splits:
             encoded = materials.encoded("test")
-            features, heads = _features(job, encoded), load_heads(job)
-            if (job.run.done("adapt") or {})["winner"] == "probe":  # the model is this head on these features
-                logits = _in_unit(job, heads["chosen_all"].logits(features).numpy())
-            else:
-                logits = _outputs(job, model, encoded)
+            probed = {name: _in_unit(job, each) for name, each in _probed(job, encoded).items()}
+            is_probe = (job.run.done("adapt") or {})[
+                "winner"
+            ] == "probe"  # then the model is this head on these features
+            logits = probed["probe"] if is_probe else _outputs(job, model, encoded)
             meter.flops = 2 * forward_flops(model, encoded.collate(np.arange(min(4, len(encoded))))) * _units(encoded)
             before = _scored(job, "test", logits, raw)
             scored["final"]["test"] = _scored(job, "test", logits, calibration)
-            for name, head in (("probe", heads["chosen_all"]), ("last", heads["last_all"])):
-                scored[name]["test"] = _scored(job, "test", _in_unit(job, head.logits(features).numpy()), raw)
+            for name, outputs in probed.items():
+                scored[name]["test"] = _scored(job, "test", outputs, raw)
         split = "test" if before is not None else "valid"
         times = _latency(model, materials.encoded(split))
         extra = _extra(job, model, times, split)
@@ -168,9 +168,19 @@ def _outputs(job: Job, model: nn.Module, encoded: Encoded) -> np.ndarray:
     return out.reshape(len(out)) if job.materials.task == "regression" else out
 
 
-def _features(job: Job, encoded: Encoded) -> Features:
-    pools = tuple(dict.fromkeys(pool for head in load_heads(job).values() for pool in head.pools))
-    return all_features(job.base, encoded, precision=job.precision, pools=None if pools == ("input",) else pools)
+def _probed(job: Job, encoded: Encoded) -> dict[str, np.ndarray]:
+    """What the probe, and the probe on the last layer alone, answer to the test rows, (N, C)."""
+    heads = load_heads(job)
+    found = head_outputs(
+        job.base,
+        encoded,
+        {
+            name: (head.reads, *head.head.on_raw())
+            for name, head in (("probe", heads["chosen_all"]), ("last", heads["last_all"]))
+        },
+        precision=job.precision,
+    )
+    return {name: outputs.numpy() for name, outputs in found.items()}
 
 
 def _scored(job: Job, split: str, logits: np.ndarray, calibration: Calibration) -> Scored:

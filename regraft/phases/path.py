@@ -24,7 +24,7 @@ from regraft.phases.choose.fit import standardised
 from regraft.phases.choose.measure import measure
 from regraft.phases.choose.plan import parse_budget
 from regraft.phases.choose.plan_phase import plan_phase
-from regraft.phases.choose.probe_phase import best_depth, probe_phase, read_features
+from regraft.phases.choose.probe_phase import features_kept, probe_phase
 from regraft.phases.findings import AuditReport, audit_from_json
 from regraft.phases.finish import calibrate_phase, evaluate_phase, report_phase
 from regraft.phases.job import Job
@@ -202,16 +202,15 @@ def suspects_phase(job: Job) -> None:
         job.run.forget("audit")
         audit_phase(job)
     with job.phase("suspects", "labels that the frozen features speak against"):
-        values = job.found.pop("features", None)
-        if values is None:
-            values = best_depth((job.run.done("probe") or {})["curve"], read_features(job, "train"))
+        values, portion = job.found.pop("features", None) or features_kept(job)
         judged = np.linspace(0, len(values) - 1, min(len(values), MOST_JUDGED)).astype(np.int64)
         standard = standardised([values[judged]]).x.numpy()
-        labels = job.materials.raw_targets("train")[judged]
+        known = np.arange(len(values)) if portion.rows is None else portion.rows
+        labels = job.materials.raw_targets("train")[known[judged]]
         held_out = held_out_probabilities(standard, labels, is_kernel=False)
         scores = np.zeros((len(judged), len(schema.classes)))
         scores[:, : held_out.shape[1]] = held_out
-        rows = {"train": job.materials.rows("train")[judged]}
+        rows = {"train": job.materials.rows("train")[known[judged]]}
         report = with_suspects(audit_from_json(job.run.read_json(AUDIT)), job.dataset, {"train": scores}, rows)
         _write_audit(job, report)
         for finding in report.findings:

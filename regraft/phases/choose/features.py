@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regraft.core.descent import Precision
@@ -41,6 +42,7 @@ def all_features(
     *,
     precision: Precision,
     pools: Iterable[str] | None = None,
+    reads: Iterable[Read] | None = None,
     keeping: Keeping | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Features:
@@ -51,22 +53,17 @@ def all_features(
         encoded: the examples.
         precision: bf16 runs the forward pass under autocast.
         pools: the ways of pooling wanted; default all.
+        reads: the boundaries and their pooling, where not all are wanted.
         keeping: a folder from which features are taken that an earlier run has left there, and where these are left for a
-            later one, if they fit. Default: they are computed.
+            later one, if they fit; in bf16 if it says so. Default: they are computed.
         progress: called with the number of rows done since the last call.
     """
-    wanted = None if pools is None else sorted(set(pools))
-
-    def compute(own: nn.Module, batch: dict[str, Tensor]) -> Features:
-        inputs = called_on(own, batch)
-        read = getattr(own, "all_features", None)
-        found = {LAST: cast(Readable, own).features(**inputs)} if read is None else read(pools=wanted, **inputs)
-        return {key: value.float() for key, value in found.items()}
-
+    compute = _compute(pools, reads)
     if keeping is None or not isinstance(model, Graft):
         return sweep(model, encoded, compute, precision=precision, progress=progress)
-    widths = model.all_reads(wanted)
-    if 4 * len(encoded) * sum(widths.values()) > keeping.max_bytes:
+    wanted = None if reads is None else set(reads)
+    widths = {read: width for read, width in model.all_reads(pools).items() if wanted is None or read in wanted}
+    if (2 if keeping.half else 4) * len(encoded) * sum(widths.values()) > keeping.max_bytes:
         return sweep(model, encoded, compute, precision=precision, progress=progress)
 
     def named(own: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -81,6 +78,49 @@ def all_features(
         keeping=keeping, precision=precision, progress=progress,
     )[0]  # fmt: skip
     return {read: store.columns[name].values for name, read in names.items()}
+
+
+def _compute(
+    pools: Iterable[str] | None, reads: Iterable[Read] | None
+) -> Callable[[nn.Module, dict[str, Tensor]], Features]:
+    """What is read of a model (or a copy of it) on a batch, in fp32."""
+    ways, wanted = None if pools is None else sorted(set(pools)), None if reads is None else set(reads)
+
+    def compute(own: nn.Module, batch: dict[str, Tensor]) -> Features:
+        inputs = called_on(own, batch)
+        read = getattr(own, "all_features", None)
+        found = {LAST: cast(Readable, own).features(**inputs)} if read is None else read(pools=ways, **inputs)
+        return {key: value.float() for key, value in found.items() if wanted is None or key in wanted}
+
+    return compute
+
+
+def head_outputs(
+    model: nn.Module,
+    encoded: Encoded,
+    heads: Mapping[str, tuple[Sequence[Read], Tensor, Tensor]],
+    *,
+    precision: Precision,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> dict[str, Tensor]:
+    """Logits (N, C) of several linear heads on one model, by the head's name; no features are kept.
+
+    Args:
+        model: as `all_features` has it.
+        encoded: the N examples.
+        heads: of each what it reads (F features), its weight (C, F) and its bias (C,).
+        precision: of the model's forward pass; the heads are fp32.
+        progress: called with the number of rows done since the last call.
+    """
+    reads = dict.fromkeys(read for each, _, _ in heads.values() for read in each)
+    read = _compute(None if LAST in reads else {pool for _, pool in reads}, reads)
+
+    def compute(own: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = read(own, batch)
+        with torch.autocast("cpu", enabled=False):
+            return {name: F.linear(joined(found, each), weight, bias) for name, (each, weight, bias) in heads.items()}
+
+    return sweep(model, encoded, compute, precision=precision, progress=progress)
 
 
 def head_features(model: nn.Module, encoded: Encoded, *, precision: Precision) -> Tensor:

@@ -15,6 +15,8 @@ SETTLED = (
     1e-5  # an L-BFGS step that lowers the loss by less ends the fit: on banking77 and sst2 accuracy stands still before
 )
 CHUNK = 4096  # rows that are in fp64 at once
+ROWS = 1 << 16  # rows that are answered at once
+LOGITS = 1 << 24  # logits that are in memory at once during a fit, 64 MiB and as much for their gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +66,7 @@ def standardised(*blocks: Sequence[Tensor], half: bool = False) -> Standardised:
         columns, row = slice(at, at + width), 0
         centre, scale = standardisation(blocks[0][number])
         mean[columns], deviation[columns] = centre.float(), scale.float()
-        for block in blocks:
-            part = block[number]
+        for part in (part for block in blocks for part in block[number].split(ROWS)):
             x[row : row + len(part), columns] = (part.float() - mean[columns]).div_(deviation[columns])
             row += len(part)
         at += width
@@ -94,8 +95,13 @@ class Head:
 
     def logits(self, features: Tensor) -> Tensor:
         """(N, C) from raw features (N, F)."""
+        weight, bias = self.on_raw()
+        return torch.cat([part.float() @ weight.T + bias for part in features.split(ROWS)])
+
+    def on_raw(self) -> tuple[Tensor, Tensor]:
+        """Weight (C, F) and bias (C,) of the same head on features that are not standardised."""
         weight = self.weight / self.deviation
-        return features.float() @ weight.T + (self.bias - weight @ self.mean)
+        return weight, self.bias - weight @ self.mean
 
 
 def fit_head(
@@ -161,26 +167,35 @@ def _logistic(
         tolerance_change=tolerance,
         line_search_fn="strong_wolfe",
     )
-    rows = torch.arange(len(x))
+    most = max(256, LOGITS // problem.num_outputs)
 
     @torch.no_grad()
     def closure() -> float:
-        weight, bias = theta[:, :-1], theta[:, -1]
-        logits = F.linear(x, weight.to(x.dtype)).float() + bias
-        if problem.task == "multilabel":
-            loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(x)
-            residual = (logits.sigmoid() - targets) / len(x)
-        else:
-            loss = F.cross_entropy(logits, targets)
-            residual = logits.softmax(-1)
-            residual[rows, targets] -= 1.0
+        weight = theta[:, :-1]
+        loss, theta.grad = torch.zeros(()), torch.zeros_like(theta)
+        for part, answers in zip(x.split(most), targets.split(most), strict=True):
+            some, residual = _loss_and_residual(part, answers, theta, problem.task)
+            loss += some / len(x)
             residual /= len(x)
-        slope = (residual.T.to(x.dtype) @ x).float() + l2 * weight
-        theta.grad = torch.cat([slope, residual.sum(0)[:, None]], 1)
+            theta.grad[:, :-1] += (residual.T.to(x.dtype) @ part).float()
+            theta.grad[:, -1] += residual.sum(0)
+        theta.grad[:, :-1] += l2 * weight
         return float(loss + 0.5 * l2 * weight.square().sum())
 
     optimizer.step(closure)  # type: ignore[arg-type]
     return theta[:, :-1].contiguous(), theta[:, -1].clone()
+
+
+def _loss_and_residual(x: Tensor, targets: Tensor, theta: Tensor, task: str) -> tuple[Tensor, Tensor]:
+    """The summed loss of rows (M, F), and its derivative by the logits (M, C)."""
+    logits = F.linear(x, theta[:, :-1].to(x.dtype)).float() + theta[:, -1]
+    if task == "multilabel":
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum"), logits.sigmoid() - targets
+    rows, log_shares = torch.arange(len(x)), logits.log_softmax(-1)
+    loss = -log_shares[rows, targets].sum()
+    residual = log_shares.exp_()
+    residual[rows, targets] -= 1.0
+    return loss, residual
 
 
 def _bf16_is_faster(shape: tuple[int, int]) -> bool:

@@ -20,6 +20,7 @@ from regraft.phases.choose.rules import STRATEGIES
 from regraft.phases.job import Job
 
 PROBE_SHARE, EVALUATE_SHARE = 0.3, 0.15  # of the time that is left, at most
+MOST_VALID = 50_000  # validation rows that are used: a share of correct answers is known to 0.2 points by then
 FEWEST_ROWS = 200  # a probe on fewer rows than this, of more, says little
 SAMPLE_ROWS, REPEATED = 128, 16  # rows that are timed; how often they stand below each other to time a fit
 FIT_STEPS, TIMED_STEPS = 90, 6  # of L-BFGS: what both fits of a head take on large data, and what is timed
@@ -39,8 +40,13 @@ def measure(job: Job) -> None:
     probe = probe.replaced(precision=precision)
     reasons = [reason]
     data = spec.main_data()
+    rows = {name: len(split) for name, split in job.dataset.splits.items()}
+    if data.limit_valid is None and rows.get("valid", 0) > MOST_VALID:
+        data = data.replaced(limit_valid=MOST_VALID)
+        reasons.append(
+            f"valid: {MOST_VALID:,} of {rows['valid']:,} rows are used; more would not tell strategies apart"
+        )
     if spec.budget_s is not None:
-        rows = {name: len(split) for name, split in job.dataset.splits.items()}
         fields = {"train": "limit", "valid": "limit_valid", "test": "limit_test"}
         for name, limit in _row_limits(job, rows, precision, spec.budget_s).items():
             asked = getattr(data, fields[name])

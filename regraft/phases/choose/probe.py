@@ -76,7 +76,13 @@ class Choice:
 
 
 def choose_heights(
-    features: Features, targets: Tensor, problem: Problem, *, depths: str = "all", seed: int = 0
+    features: Features,
+    targets: Tensor,
+    problem: Problem,
+    *,
+    depths: str = "all",
+    rows: int | None = None,
+    seed: int = 0,
 ) -> Choice:
     """Choose depths and pooling by ridge scores on rows that were not fitted on.
 
@@ -85,8 +91,10 @@ def choose_heights(
         targets: class ids (N,), 0/1 (N, C), or numbers (N,) standardised for regression; none missing.
         problem: task and width of the head.
         depths: "all" compares every height, "last" takes the last layer.
+        rows: training rows there are, where the features are those of a sample.
         seed: of the rows that are compared on.
     """
+    rows = len(targets) if rows is None else rows
     top = max(depth for depth, _ in features)
     last_reads = (LAST,) if LAST in features else ((top, "mean"),)
     compared_depths = features if depths == "all" else {read: features[read] for read in last_reads}
@@ -97,14 +105,14 @@ def choose_heights(
         sets = feature_sets(features, curve)
         held_out = HeldOut({read: values[pick] for read, values in features.items()}, targets[pick], problem, sets)
         compared = [(held_out.best(reads), reads) for reads in sets]
-    reads = _best(compared, len(targets), features) if compared else last_reads
+    reads = _best(compared, rows, features) if compared else last_reads
     chosen = Heights(reads=reads)
     return Choice(
         chosen=chosen,
         last=Heights(reads=last_reads),
         curve=tuple({"depth": depth, "score": value} for depth, value in curve.items()),
         compared=tuple(_described(wanted, value) for value, wanted in compared),
-        rows=len(targets),
+        rows=rows,
         sentences=_sentences(chosen, compared, curve, top)
         if depths == "all"
         else ("the last layer alone is read, as asked",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -19,11 +20,11 @@ from regraft.models.graft import Graft
 from regraft.phases.choose.features import LAST, AugmentedView, Features, Read, all_features
 from regraft.phases.choose.fit import Head
 from regraft.phases.choose.measure import augmented_views
+from regraft.phases.choose.portion import Portion, Room, best_read, choose_in, kept, widths_of
 from regraft.phases.choose.probe import (
     Choice,
     FittedReads,
     Heights,
-    choose_heights,
     choose_penalty,
     fitted,
     fitted_on_path,
@@ -45,25 +46,20 @@ def probe_phase(job: Job) -> dict[str, Any]:
     if done is not None:
         return done
     with job.phase("probe", "one forward pass of the frozen model, heads on every height") as meter:
-        features = {name: read_features(job, name) for name in ("train", "valid")}
         options = job.spec.probe or ProbeSpec()
-        choice = choose_heights(
-            features["train"],
-            job.materials.targets("train"),
-            job.materials.problem,
-            depths=options.depths,
-            seed=job.spec.seed,
-        )
-        heads, judged, views = _fit(job, choice, features)
+        found = choose_in(_room(job), lambda part: read_features(job, "train", portion=part), depths=options.depths)
+        choice, portion = found.choice, found.portion
+        features = {"train": found.features, "valid": read_features(job, "valid", portion=replace(portion, rows=None))}
+        heads, judged, views = _fit(job, choice, features, portion)
         meter.flops = _flops(job, job.found.pop("rows_read", {}))
-        sentences = [*choice.sentences, _about_penalty(job, heads["chosen"])]
+        sentences = [*found.sentences, _about_penalty(job, heads["chosen"])]
         for sentence in sentences:
             job.reporter.say(sentence)
         ours, usual = (judged[name]["score"] for name in ("chosen", "last"))
         job.reporter.say(f"probe: {ours:.4f} on validation; the last layer alone {usual:.4f}")
         meter.judge(*_gate(job, judged))
         save_heads(job, heads)
-        job.found["features"] = best_depth(choice.curve, features["train"])
+        job.found["features"] = found.features[best_read(choice.curve, found.features)], portion
     notes = {
         "curve": list(choice.curve),
         "compared": list(choice.compared),
@@ -76,6 +72,31 @@ def probe_phase(job: Job) -> dict[str, Any]:
     return job.run.finish("probe", notes, files=FILES)
 
 
+def _room(job: Job) -> Room:
+    """What decides how much of the features is read."""
+    materials, train = job.materials, job.materials.targets("train")
+    return Room(
+        widths=widths_of(job.base, materials.encoded("train"), precision=job.precision, pools=_pools(job)),
+        targets=train,
+        problem=materials.problem,
+        seed=job.spec.seed,
+        beside=len(materials.rows("valid")),
+        looks=1 + augmented_views(job, len(train)),
+    )
+
+
+def features_kept(job: Job) -> tuple[Tensor, Portion]:
+    """What labels are judged on: the training rows' features at the best depth, (N, F), and which rows these are."""
+    notes = job.run.done("probe") or {}
+    room = _room(job)
+    portion = room.to_compare()
+    if portion.rows is not None:
+        chosen, last = ([cast(Read, tuple(read)) for read in notes[name]["reads"]] for name in ("chosen", "last"))
+        portion = room.to_fit(kept(chosen, last, notes["curve"], room.widths))
+    features = read_features(job, "train", portion=portion)
+    return features[best_read(notes["curve"], features)], portion
+
+
 def _gate(job: Job, judged: dict[str, dict[str, float]]) -> tuple[bool, str]:
     """Is the head on the chosen heights as good as one on the last layer, but for the error of measuring?"""
     ours, usual = (judged[name]["score"] for name in ("chosen", "last"))
@@ -85,14 +106,16 @@ def _gate(job: Job, judged: dict[str, dict[str, float]]) -> tuple[bool, str]:
 
 
 def _fit(
-    job: Job, choice: Choice, features: dict[str, Features]
+    job: Job, choice: Choice, features: dict[str, Features], portion: Portion
 ) -> tuple[dict[str, FittedReads], dict[str, dict[str, float]], int]:
     """The four heads, how the two fitted on train do on validation, and how many augmented views were fitted on as well."""
     materials, views = job.materials, augmented_views(job, choice.rows)
     targets = {name: materials.targets(name) for name in ("train", "valid")}
     if views:
         job.reporter.say(f"heads are fitted on {views} augmented views of each image as well")
-    blocks = {name: [features[name], *_looks(job, name, views)] for name in ("train", "valid")}
+    portions = {"train": portion, "valid": replace(portion, rows=None)}
+    targets["train"] = portion.targets(targets["train"])
+    blocks = {name: [features[name], *_looks(job, name, views, portions[name])] for name in ("train", "valid")}
     y = torch.cat([targets[name].repeat(views + 1, *(1,) * (targets[name].ndim - 1)) for name in ("train", "valid")])
     learned = (views + 1) * len(targets["train"])
     valid = Valid(encoded=materials.encoded("valid"), targets=targets["valid"], task=materials.task)
@@ -141,28 +164,28 @@ def _about_penalty(job: Job, chosen: FittedReads) -> str:
     return f"penalty {chosen.l2:g}, chosen on {where}"
 
 
-def _looks(job: Job, split: str, views: int) -> list[Features]:
+def _looks(job: Job, split: str, views: int, portion: Portion) -> list[Features]:
     """Features of the augmented views of a split of images."""
     if not views:
         return []
     encoded = cast(EncodedImages, job.materials.encoded(split))
     augment = usual_augment(flip=job.spec.train.flip)
-    return [read_features(job, split, AugmentedView(encoded, augment, job.spec.seed, n)) for n in range(1, views + 1)]
+    looks = (AugmentedView(encoded, augment, job.spec.seed, n) for n in range(1, views + 1))
+    return [read_features(job, split, look, portion=portion) for look in looks]
 
 
-def best_depth(curve: Any, features: Features) -> Tensor:
-    """The mean-pooled features (N, F) of the depth that is best alone."""
-    best = max(curve, key=lambda point: point["score"])["depth"]
-    return next(v for (depth, pool), v in features.items() if depth == best and pool in ("mean", LAST[1]))
+def _pools(job: Job) -> tuple[str, ...] | None:
+    """The ways of pooling that are compared; None: all."""
+    return ("mean",) if job.spec.probe is not None and job.spec.probe.depths == "last" else None
 
 
-def read_features(job: Job, split: str, encoded: Encoded | None = None) -> Features:
-    """Features of a split, or of another encoding of it, at all boundaries that the recipe wants compared.
+def read_features(job: Job, split: str, encoded: Encoded | None = None, *, portion: Portion) -> Features:
+    """Features of a portion of a split, or of another encoding of it.
 
     What an earlier run over the same data has left in the cache is not computed again; `job.found["rows_read"]` counts the rows
     that were, by split.
     """
-    encoded = encoded if encoded is not None else job.materials.encoded(split)
+    encoded = portion.of(encoded if encoded is not None else job.materials.encoded(split))
     job.reporter.begin(f"reading {split}", len(encoded), "rows")
     counts: dict[str, int] = job.found.setdefault("rows_read", {})
 
@@ -170,13 +193,13 @@ def read_features(job: Job, split: str, encoded: Encoded | None = None) -> Featu
         counts[split] = counts.get(split, 0) + rows
         job.reporter.advance(rows)
 
-    last_only = job.spec.probe is not None and job.spec.probe.depths == "last"
     features = all_features(
         job.base,
         encoded,
         precision=job.precision,
-        pools=("mean",) if last_only else None,
-        keeping=Keeping(max_bytes=MOST_BYTES, folder=cache_folder("stores")),
+        pools=_pools(job),
+        reads=portion.reads,
+        keeping=Keeping(max_bytes=MOST_BYTES, folder=cache_folder("stores"), half=portion.half),
         progress=progress,
     )
     job.reporter.end()

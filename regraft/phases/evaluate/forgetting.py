@@ -8,14 +8,13 @@ of features before and after on held-out rows of the main data (Kornblith et al.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from regraft.data.encoded import Encoded
+from regraft.data.some import Rows, spread
 from regraft.models.graft import Graft
 from regraft.phases.choose.features import LAST, Features, all_features, joined
 from regraft.phases.choose.fit import Problem
@@ -37,36 +36,6 @@ def linear_cka(one: Tensor, other: Tensor) -> float:
     if 0.0 in lengths:
         return float(lengths == [0.0, 0.0])
     return float((grams[0] * grams[1]).sum()) / (lengths[0] * lengths[1])
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Some rows of encoded examples."""
-
-    base: Encoded
-    rows: np.ndarray
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Those of the examples."""
-        return self.base.inputs
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Of the chosen rows."""
-        return self.base.lengths[self.rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def collate(self, rows: np.ndarray, /) -> dict[str, Tensor]:
-        """The rows asked for, counted among the chosen ones."""
-        return self.base.collate(self.rows[rows])
-
-
-def spread(encoded: Encoded, most: int) -> Rows:
-    """At most so many rows, evenly spaced."""
-    return Rows(encoded, np.unique(np.linspace(0, len(encoded) - 1, min(most, len(encoded))).astype(np.int64)))
 
 
 def unmeasured(why: str) -> dict[str, Any]:

@@ -39,6 +39,17 @@ def test_softmax_head_is_that_of_scikit_learn(l2):
     np.testing.assert_allclose(ours.logits(x).softmax(-1).numpy(), expected, atol=3e-3)
 
 
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_a_fit_on_a_few_rows_at_a_time_is_the_same_fit(monkeypatch, task):
+    x, y = data(n=700)
+    targets = y if task == "multiclass" else torch.stack([y == c for c in range(4)], 1).float()
+    whole = fitted(x, targets, Problem(task=task, num_outputs=4), l2=0.01)
+    monkeypatch.setattr("regraft.phases.choose.fit.LOGITS", 1)  # 256 rows at once
+    monkeypatch.setattr("regraft.phases.choose.fit.ROWS", 99)
+    in_parts = fitted(x, targets, Problem(task=task, num_outputs=4), l2=0.01)
+    torch.testing.assert_close(in_parts.logits(x), whole.logits(x), rtol=1e-3, atol=1e-3)
+
+
 def test_multilabel_head_is_one_logistic_regression_a_label():
     x, y = data()
     labels = torch.stack([y == 0, y >= 2], 1).float()
