@@ -126,7 +126,7 @@ Series = tuple[
 
 def series(options: argparse.Namespace) -> dict[str, Series]:
     """What grows, and how data and model of a size are made."""
-    fixed_classes, fixed_layers = (200, 400) if options.quick else (20_000, 2_000)
+    fixed_classes, fixed_layers = (200, 400) if options.quick else (60_000, 2_000)
 
     def table_rows(rows: int, folder: Path) -> tuple[Path, Path | None]:
         write_table(folder / "data.csv", rows, 4)

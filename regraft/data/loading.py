@@ -42,7 +42,13 @@ def plain_batches(order: np.ndarray, batch_size: int) -> Plan:
 
 
 def bucketed_batches(
-    lengths: np.ndarray, batch_size: int, seed: int, epoch: int, *, real_share: float = REAL_SHARE
+    lengths: np.ndarray,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    *,
+    real_share: float = REAL_SHARE,
+    longest_first: bool = False,
 ) -> Plan:
     """A shuffled epoch in which examples of like length meet, so that at least `real_share` of padded tokens are real.
 
@@ -55,6 +61,8 @@ def bucketed_batches(
         seed: of the run.
         epoch: 0, 1, 2, ...
         real_share: sum of lengths over sum of (batch size x longest in the batch), to be met over the epoch.
+        longest_first: the first epoch begins with the batch of the most padded tokens: memory that does not suffice shows at
+            once, and what that batch has freed is enough for all later ones.
     """
     n = len(lengths)
     shuffled = epoch_order(n, seed, epoch)
@@ -62,7 +70,11 @@ def bucketed_batches(
     while True:
         plan = plain_batches(_sorted_inside(shuffled, lengths, mega * batch_size), batch_size)
         if mega * batch_size >= n or token_share(lengths, plan) >= real_share:
-            return _shuffled_batches(plan, seed, epoch)
+            sequence = np.random.default_rng(mix(seed, epoch, 1)).permutation(len(plan))
+            if longest_first and epoch == 0:
+                largest = int(padded_tokens(lengths, plan).argmax())
+                sequence = np.append(largest, sequence[sequence != largest])
+            return _in_sequence(plan, sequence)
         mega *= 2
 
 
@@ -70,9 +82,12 @@ def token_share(lengths: np.ndarray, plan: Plan) -> float:
     """Share of real tokens, in (0, 1], when each batch of a plan is padded to its longest example."""
     if len(plan) == 0:
         return 1.0
-    planned = lengths[plan.order]
-    longest = np.maximum.reduceat(planned, plan.starts[:-1])
-    return float(planned.sum(dtype=np.int64) / (longest * np.diff(plan.starts)).sum(dtype=np.int64))
+    return float(lengths[plan.order].sum(dtype=np.int64) / padded_tokens(lengths, plan).sum(dtype=np.int64))
+
+
+def padded_tokens(lengths: np.ndarray, plan: Plan) -> np.ndarray:
+    """(B,) tokens of each batch of a plan that has some, padded to its longest example."""
+    return np.maximum.reduceat(lengths[plan.order], plan.starts[:-1]) * np.diff(plan.starts)
 
 
 def _sorted_inside(order: np.ndarray, lengths: np.ndarray, size: int) -> np.ndarray:
@@ -82,10 +97,9 @@ def _sorted_inside(order: np.ndarray, lengths: np.ndarray, size: int) -> np.ndar
     return order[np.argsort(key, kind="stable")]
 
 
-def _shuffled_batches(plan: Plan, seed: int, epoch: int) -> Plan:
-    """The same batches in another order, drawn from (seed, epoch)."""
+def _in_sequence(plan: Plan, sequence: np.ndarray) -> Plan:
+    """The same batches in another sequence (B,)."""
     sizes = np.diff(plan.starts)
-    sequence = np.random.default_rng(mix(seed, epoch, 1)).permutation(len(plan))
     starts = np.append(0, np.cumsum(sizes[sequence]))
     offsets = np.repeat(plan.starts[:-1][sequence] - starts[:-1], sizes[sequence])
     return Plan(plan.order[offsets + np.arange(len(plan.order))], starts)
@@ -95,14 +109,22 @@ class BatchOrder:
     """`batch_at(step)` for endless epochs over n examples. Holds the plan of one epoch, which can always be made again."""
 
     def __init__(
-        self, n: int, batch_size: int, seed: int, *, shuffle: bool = True, lengths: np.ndarray | None = None
+        self,
+        n: int,
+        batch_size: int,
+        seed: int,
+        *,
+        shuffle: bool = True,
+        lengths: np.ndarray | None = None,
+        longest_first: bool = False,
     ) -> None:
-        """Order of n examples; with `lengths` (n,) in length buckets, which needs `shuffle`."""
+        """Order of n examples; with `lengths` (n,) in length buckets, which needs `shuffle`, see `bucketed_batches`."""
         if n < 1 or batch_size < 1:
             raise ValueError(
                 f"batches need at least one example and a batch size of at least 1, got {n} and {batch_size}"
             )
         self.n, self.batch_size, self.seed, self.shuffle, self.lengths = n, batch_size, seed, shuffle, lengths
+        self.longest_first = longest_first
         self._kept: tuple[int, Plan] | None = None
 
     def __len__(self) -> int:
@@ -125,7 +147,7 @@ class BatchOrder:
         if not self.shuffle:
             return plain_batches(np.arange(self.n, dtype=np.int64), self.batch_size)
         if self.lengths is not None:
-            return bucketed_batches(self.lengths, self.batch_size, self.seed, epoch)
+            return bucketed_batches(self.lengths, self.batch_size, self.seed, epoch, longest_first=self.longest_first)
         return plain_batches(epoch_order(self.n, self.seed, epoch), self.batch_size)
 
     def batch_at(self, step: int) -> np.ndarray:

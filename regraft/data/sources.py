@@ -108,6 +108,7 @@ class Examples(Source):
         seed: int,
         shuffle: bool = True,
         bucket: bool = True,
+        longest_first: bool = False,
         augment: Augment | Views | None = None,
         prefix: str = "",
         rows: np.ndarray | None = None,
@@ -121,6 +122,7 @@ class Examples(Source):
             seed: of order and augmentation.
             shuffle: draw in random order, each example once per epoch.
             bucket: batch examples of like length together; needs `shuffle`, and changes nothing where all have one length.
+            longest_first: the largest batch of the first epoch is its first, see `loading.bucketed_batches`.
             augment: of images, before they are normalised.
             prefix: role put before every key, such as `target` for `target_x`.
             rows: (M,) the rows to draw from; default all.
@@ -141,7 +143,14 @@ class Examples(Source):
             raise ConfigError("a source needs at least one example, got none")
         lengths = encoded.lengths[self.rows] if shuffle and bucket else None
         ragged = lengths is not None and len(lengths) > 0 and bool((lengths != lengths[0]).any())
-        self.order = BatchOrder(len(self.rows), batch_size, seed, shuffle=shuffle, lengths=lengths if ragged else None)
+        self.order = BatchOrder(
+            len(self.rows),
+            batch_size,
+            seed,
+            shuffle=shuffle,
+            lengths=lengths if ragged else None,
+            longest_first=longest_first,
+        )
 
     @property
     def examples(self) -> Mapping[str, Encoded]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from regraft.core.allocator import give_back
 from regraft.core.modes import eval_mode
 from regraft.core.precision import HALVES, Precision
 from regraft.core.protocols import Encoded
@@ -133,6 +134,7 @@ def _on_own_cores(work: Callable[[nn.Module], None], models: Sequence[nn.Module]
             failed.append(error)
 
     before = torch.get_num_threads()
+    give_back()  # memory that steps have freed is of no use to other threads, which ask for memory of their own
     threads = [threading.Thread(target=run, args=(model,), name="regraft-sweep", daemon=True) for model in models]
     try:
         for thread in threads:
@@ -147,6 +149,7 @@ def _on_own_cores(work: Callable[[nn.Module], None], models: Sequence[nn.Module]
         raise
     finally:
         torch.set_num_threads(before)  # threads that torch starts later take the last number that was set
+        give_back()
     if failed and isinstance(failed[0], Exception):
         raise failed[0]
     if failed or len(done) < len(models):

@@ -18,7 +18,6 @@ from regraft.data.encode import AnyPreprocessor
 from regraft.data.images import ImagePreprocessor
 from regraft.data.read import load, load_as
 from regraft.data.sounds import SoundPreprocessor
-from regraft.data.sources import Examples
 from regraft.data.store import Keeping
 from regraft.data.text import TextPreprocessor
 from regraft.errors import ConfigError, DataError
@@ -243,7 +242,7 @@ def _stage(
     hooks: Callable[[StageSpec, Entry], Sequence[Hook]],
 ) -> Stage[Any]:
     targets, schema = entry.targets("train"), entry.materials.dataset.schema
-    source: Examples = examples(entry.encoded("train"), targets, spec.train, seed=spec.seed)
+    source = examples(entry.encoded("train"), targets, spec.train, seed=spec.seed, longest_first=True)
     return Stage(
         name=stage.name,
         model=model,

@@ -22,6 +22,7 @@ from regraft.transforms.temperature import (
 )
 
 FOLDS = 5
+MOST_CELLS = 50_000_000  # probabilities that are fitted on: all rows where classes are below 1,000, of more a sample
 FEWEST = 20  # labelled rows; below that nothing is fitted
 Fit = Callable[[np.ndarray, np.ndarray], Calibration]
 
@@ -42,9 +43,11 @@ def calibrate(
         task: binary, multiclass, multilabel or regression.
         seed: of the folds.
     """
-    logits, targets = np.asarray(logits, dtype=np.float64), np.asarray(targets)
-    keep = usable_rows(targets, task)
-    logits, targets = logits[keep], targets[keep]
+    keep = np.flatnonzero(usable_rows(np.asarray(targets), task))
+    most = MOST_CELLS // max(1, np.size(logits) // max(1, len(logits)))
+    if len(keep) > most:
+        keep = np.sort(np.random.default_rng([seed, 1]).permutation(keep)[:most])
+    logits, targets = np.asarray(logits[keep], dtype=np.float64), np.asarray(targets)[keep]
     fold = np.random.default_rng(seed).permutation(len(targets)) % FOLDS
     if task == "regression":
         return _residual(logits.reshape(len(logits)), targets, fold)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from regraft.config.data import DataSpec
 from regraft.config.recipe import ModelSpec
+from regraft.core.allocator import keep_few_kernels
 from regraft.data.cache import cache_folder
 from regraft.data.dataset import LANGUAGE, Dataset
 from regraft.data.encode import AnyPreprocessor, encode_split, fit_sounds, fit_table
@@ -201,6 +202,8 @@ def readable_model(
         ModelError: the model cannot be found, loaded, read or packed, or is of another modality.
     """
     schema = materials.dataset.schema
+    if schema.modality == "text":
+        keep_few_kernels()
     if spec.sha256 is not None:
         if spec.name is None:
             raise ConfigError("models.main.sha256: is of the weights of a model with a `name`; leave it out here")

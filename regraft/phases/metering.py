@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import resource
-import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from regraft.core.allocator import give_back
 from regraft.core.flops import counted
 from regraft.core.forward import inputs_of
 from regraft.core.modes import eval_mode
@@ -53,7 +52,7 @@ class Meter:
 def metered(phase: str) -> Generator[Meter]:
     """Measures the block; read the meter after it."""
     meter = Meter(phase)
-    _give_back()
+    give_back()
     _reset_peak()
     wall, cpu = time.perf_counter(), _cpu_seconds()
     try:
@@ -78,13 +77,6 @@ def peak_memory() -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _give_back() -> None:
-    """Hand memory that was freed back to the system, where the allocator can: glibc keeps what threads have freed."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def _reset_peak() -> None:

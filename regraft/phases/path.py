@@ -19,7 +19,7 @@ from regraft.data.read import load
 from regraft.errors import BudgetError, ConfigError, DataError
 from regraft.phases.adapt import adapt_phase
 from regraft.phases.audit.run import audit, with_suspects, write_findings_csv
-from regraft.phases.audit.suspects import held_out_probabilities
+from regraft.phases.audit.suspects import FEWEST, held_out_probabilities
 from regraft.phases.choose.fit import standardised
 from regraft.phases.choose.measure import measure
 from regraft.phases.choose.plan import parse_budget
@@ -35,6 +35,7 @@ from regraft.phases.working import working
 
 DEFAULT_BUDGET_S = 600.0
 MOST_JUDGED = 20_000  # rows whose labels the frozen features judge; of more, evenly spaced ones
+MOST_CELLS = 50_000_000  # and of many classes fewer: probabilities that are held at once, 400 MB
 
 
 def job_recipe(
@@ -203,7 +204,8 @@ def suspects_phase(job: Job) -> None:
         audit_phase(job)
     with job.phase("suspects", "labels that the frozen features speak against"):
         values, portion = job.found.pop("features", None) or features_kept(job)
-        judged = np.linspace(0, len(values) - 1, min(len(values), MOST_JUDGED)).astype(np.int64)
+        most = min(len(values), MOST_JUDGED, MOST_CELLS // len(schema.classes))
+        judged = np.linspace(0, len(values) - 1, most).astype(np.int64)
         standard = standardised([values[judged]]).x.numpy()
         known = np.arange(len(values)) if portion.rows is None else portion.rows
         labels = job.materials.raw_targets("train")[known[judged]]
@@ -213,6 +215,10 @@ def suspects_phase(job: Job) -> None:
         rows = {"train": job.materials.rows("train")[known[judged]]}
         report = with_suspects(audit_from_json(job.run.read_json(AUDIT)), job.dataset, {"train": scores}, rows)
         _write_audit(job, report)
+        if len(judged) < FEWEST * len(schema.classes):
+            job.reporter.say(
+                f"labels are judged where a class has {FEWEST} of the {len(judged):,} rows looked at, or more"
+            )
         for finding in report.findings:
             if finding.kind == "suspected-label-error":
                 job.reporter.say(f"{finding.severity}: {finding.message}")

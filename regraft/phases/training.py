@@ -46,14 +46,23 @@ def builder(options: TrainSpec) -> DescentBuilder:
     )
 
 
-def examples(encoded: Encoded, targets: Tensor | None, options: TrainSpec, *, seed: int) -> Examples:
+def examples(
+    encoded: Encoded, targets: Tensor | None, options: TrainSpec, *, seed: int, longest_first: bool = False
+) -> Examples:
     """Training batches of encoded examples, augmented if the options say so."""
     augment = Views(usual_augment(flip=options.flip), options.views) if options.augment else None
     if options.views is not None and augment is None:
         raise ConfigError(
             "train.views says how many augmented looks of an image are drawn, so it needs train.augment: true"
         )
-    return Examples(encoded, targets, batch_size=options.batch_size, seed=seed, augment=augment)
+    return Examples(
+        encoded,
+        targets,
+        batch_size=options.batch_size,
+        seed=seed,
+        augment=augment,
+        longest_first=longest_first,
+    )
 
 
 def usual_augment(*, flip: bool) -> Augment:

@@ -126,3 +126,17 @@ def test_at_least_95_percent_of_the_tokens_of_real_texts_are_real(name, shared_d
     )
     assert min(shares) >= 0.95
     assert shuffled < 0.9
+
+
+def test_the_largest_batch_can_come_first_in_the_first_epoch_and_nothing_else_changes():
+    lengths = skewed(999)
+    for epoch in (0, 1):
+        usual = bucketed_batches(lengths, 32, 3, epoch)
+        first = bucketed_batches(lengths, 32, 3, epoch, longest_first=True)
+        ours, theirs = ([plan.batch(k).tolist() for k in range(len(plan))] for plan in (first, usual))
+        tokens = [int(lengths[rows].max()) * len(rows) for rows in theirs]
+        if epoch == 0:
+            assert tokens[0] < max(tokens)
+            largest = theirs.pop(int(np.argmax(tokens)))
+            theirs = [largest, *theirs]
+        assert ours == theirs

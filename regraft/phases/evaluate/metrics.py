@@ -27,6 +27,7 @@ from regraft.phases.evaluate.ranking import average_precision_of
 from regraft.phases.evaluate.reliability import ece_statistics, stated_and_observed
 
 PRIMARY = {"binary": "accuracy", "multiclass": "accuracy", "multilabel": "micro_f1", "regression": "r2"}
+MOST_RANKED = 1000  # classes; of more, the areas of each against the rest are left out
 LOWER_IS_BETTER = frozenset(
     {"bits_per_token", "perplexity", "ece", "ece_adaptive", "nll", "brier", "hamming_loss", "mse", "rmse", "mae"}
 )
@@ -118,10 +119,8 @@ def statistics_for(
         name for name, count in zip(classes, np.bincount(targets, minlength=len(classes)), strict=True) if not count
     ]
     ranked = ["auroc", "average_precision"] if len(classes) == 2 else ["auroc"]
-    if absent:
-        reason = f"class {absent[0]!r} has no rows here" + (
-            f", nor have {len(absent) - 1} others" if absent[1:] else ""
-        )
+    if absent or len(classes) > MOST_RANKED:
+        reason = _why_unranked(absent, len(classes))
         skipped = {name: {"value": None, "low": None, "high": None, "reason": reason} for name in ranked}
     else:
         found.append(auroc_statistics(scores, targets))
@@ -129,6 +128,12 @@ def statistics_for(
             precision = average_precision_of(scores[:, 1], targets == 1)
             found.append(lambda weights: {"average_precision": precision(weights)})
     return found, skipped
+
+
+def _why_unranked(absent: list[str], classes: int) -> str:
+    if not absent:
+        return f"with {classes:,} classes, more than {MOST_RANKED:,}, each against the rest says little and takes long"
+    return f"class {absent[0]!r} has no rows here" + (f", nor have {len(absent) - 1} others" if absent[1:] else "")
 
 
 def _undefined(name: str) -> dict[str, Any]:
