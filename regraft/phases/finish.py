@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from regraft.phases.choose.ceiling import against_full
 from regraft.phases.choose.features import head_outputs, model_outputs
 from regraft.phases.choose.probe import FittedReads
 from regraft.phases.choose.probe_phase import load_heads
-from regraft.phases.evaluate.collect import Question, Scored, metrics_document, reliability_of
+from regraft.phases.evaluate.collect import Question, Scored, Stated, metrics_document, reliability_of
 from regraft.phases.evaluate.latency import Latency, latency
 from regraft.phases.evaluate.metrics import PRIMARY
 from regraft.phases.forgetting import forgetting_of_path
@@ -91,34 +92,35 @@ def evaluate_phase(job: Job) -> dict[str, Any]:
         model, calibration = final_model(job), Calibration.from_json(notes["calibration"])
         raw = Calibration(kind="identity", task=materials.task)
         question = Question(task=materials.task, classes=job.dataset.schema.classes, seed=job.spec.seed)
-        scored: dict[str, dict[str, Scored]] = {"final": {}, "probe": {}, "last": {}}
+        stated: dict[str, Stated] = {"final": Stated(), "probe": Stated(), "last": Stated()}
         saved = {"final": "final_valid", "probe": "probe_chosen_valid", "last": "probe_last_valid"}
         for name, file in saved.items():
             logits = _in_unit(job, np.load(job.run.path / "phases" / f"{file}.npy"))
-            scored[name]["valid"] = _scored(job, "valid", logits, calibration if name == "final" else raw)
+            stated[name].outputs["valid"] = partial(
+                _scored, job, "valid", logits, calibration if name == "final" else raw
+            )
         before: Scored | None = None
         if "test" in job.dataset.splits:
             encoded = materials.encoded("test")
             probed = {name: _in_unit(job, each) for name, each in _probed(job, encoded).items()}
-            is_probe = (job.run.done("adapt") or {})[
-                "winner"
-            ] == "probe"  # then the model is this head on these features
+            is_probe = (job.run.done("adapt") or {})["winner"] == "probe"  # then the model is this head
             logits = probed["probe"] if is_probe else _outputs(job, model, encoded)
             meter.flops = 2 * forward_flops(model, encoded.collate(np.arange(min(4, len(encoded))))) * _units(encoded)
             before = _scored(job, "test", logits, raw)
-            scored["final"]["test"] = _scored(job, "test", logits, calibration)
+            stated["final"].outputs["test"] = partial(_scored, job, "test", logits, calibration)
             for name, outputs in probed.items():
-                scored[name]["test"] = _scored(job, "test", outputs, raw)
+                stated[name].outputs["test"] = partial(_scored, job, "test", outputs, raw)
         split = "test" if before is not None else "valid"
         times = _latency(model, materials.encoded(split))
         extra = _extra(job, model, times, split)
         if before is not None:
-            extra["reliability"] = reliability_of(question, before, scored["final"]["test"], split="test")
+            extra["reliability"] = reliability_of(question, before, stated["final"]["test"], split="test")
+            del before
         document = metrics_document(
             question,
-            final=scored["final"],
-            probe=scored["probe"],
-            last_layer_probe=scored["last"],
+            final=stated["final"],
+            probe=stated["probe"],
+            last_layer_probe=stated["last"],
             shown=_shown(job, split),
             extra=extra,
         )
@@ -128,7 +130,7 @@ def evaluate_phase(job: Job) -> dict[str, Any]:
         meter.judge(*_evaluation_gate(document, split))
     for name, value in headline.items():
         job.reporter.say(f"{primary} on {name}: {value['value']:.4f} ({value['low']:.4f} to {value['high']:.4f})")
-    notes = {"primary": primary, "final": headline, "test_uses": int(before is not None)}
+    notes = {"primary": primary, "final": headline, "test_uses": int(split == "test")}
     return job.run.finish("evaluate", notes, files=[METRICS])
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +25,25 @@ class Scored:
     scores: np.ndarray  # (N, C) probabilities, or (N,) predictions for regression, (N, T) of several targets
     targets: np.ndarray  # as `Dataset.targets` gives them, missing ones included
     rows: np.ndarray  # (N,) the numbers or file names by which the user knows the rows
+
+
+@dataclass(frozen=True)
+class Stated(Mapping[str, Scored]):
+    """Splits by name, each computed when it is asked for: of thousands of classes the probabilities take gigabytes."""
+
+    outputs: dict[str, Callable[[], Scored]] = field(default_factory=dict[str, Callable[[], Scored]])
+
+    def __getitem__(self, split: str) -> Scored:
+        return self.outputs[split]()
+
+    def __contains__(self, split: object) -> bool:
+        return split in self.outputs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outputs)
+
+    def __len__(self) -> int:
+        return len(self.outputs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,8 @@ def evaluate(
     """
     scores, targets = checked(scores, targets, task=task, classes=classes)
     keep = usable_rows(targets, task)
-    scores, targets = scores[keep], targets[keep]
+    if not keep.all():
+        scores, targets = scores[keep], targets[keep]
     rows = len(targets)
     out: dict[str, dict[str, Any]] = {}
     if rows:
@@ -165,9 +166,10 @@ def paired_bootstrap(
         classes = tuple(str(i) for i in range(np.asarray(scores_a).shape[1]))
     keep = usable_rows(np.asarray(targets), task)
     metric, pair = PRIMARY[task], []
+    kept = slice(None) if keep.all() else keep
     for scores in (scores_a, scores_b):
         values, labels = checked(scores, targets, task=task, classes=classes)
-        pair.append(_primary(values[keep], labels[keep], task))
+        pair.append(_primary(values[kept], labels[kept], task))
     rows = int(keep.sum())
     if not rows:
         return {"metric": metric, "difference": None, "low": None, "high": None}
