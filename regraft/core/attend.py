@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import proxy
+
 from regraft.core.descent import descents
 from regraft.core.finite import Trouble
 from regraft.core.guard import explained
@@ -12,12 +14,16 @@ from regraft.errors import RunError
 
 
 def attend(run: Run) -> Run:
-    """The run, which every update of its step asks and tells from here on when memory runs out."""
-    stage = run.stage
+    """The run, which every update of its step asks and tells from here on when memory runs out.
+
+    They do not hold on to it: an optimizer's state is as large as its weights, and goes with its run and not when Python next
+    looks for cycles.
+    """
+    stage, seen = run.stage, proxy(run)
     attendant = Attendant(
-        where=lambda: f"stage {stage.name!r}, step {run.clock.step + 1:,}",
+        where=lambda: f"stage {stage.name!r}, step {seen.clock.step + 1:,}",
         whole=lambda: why_whole(stage),
-        note=lambda sentence: run.note(sentence, step=run.clock.step + 1),
+        note=lambda sentence: seen.note(sentence, step=seen.clock.step + 1),
         remind=run.notes.append,
     )
     for descent in descents(run.step):
