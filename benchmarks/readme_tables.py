@@ -262,12 +262,13 @@ def growth() -> str:
             name,
             ", ".join(f"{size:,}" for size in one["sizes"]),
             ", ".join(number(value, 1) for value in one["seconds"]),
+            ", ".join(number(value, 1) for value in one["peak_gib"]),
             *[number(one[f"exponent_{what}"], 2) for what in ("seconds", "memory")],
             ", ".join(one["worse_than_linear"]) or "none",
         ]
         for name, one in found["found"].items()
     ]
-    header = ["what grows", "sizes", "seconds", "exponent, seconds", "exponent, memory", "worse than linear"]
+    header = ["what grows", "sizes", "seconds", "peak GiB", "exponent, seconds", "exponent, memory", "worse than linear"]
     return table(header, rows, numbers_from=1)
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import parquet
 
 from regraft.data.archives import CAPS
 from regraft.data.delimited import decode_odd
@@ -193,6 +192,8 @@ def _plain(value: Any) -> str:
 
 def parquet_batches(files: tuple[Path, ...], types: Types, log: Log) -> Iterator[pa.RecordBatch]:
     """Rows of Parquet files, in batches that stay small where they hold images."""
+    from pyarrow import parquet  # with the clients of the cloud's file systems
+
     for path in files:
         try:
             file = parquet.ParquetFile(path)

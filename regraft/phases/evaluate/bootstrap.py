@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 # weights (N, R) -> metric name -> (R,) values
 Statistics = Callable[[np.ndarray], Mapping[str, np.ndarray]]
@@ -41,6 +40,8 @@ def resample_weights(rows: int, resamples: int, seed: int) -> Iterator[np.ndarra
 
 def group_sums(groups: np.ndarray, count: int, weights: np.ndarray) -> np.ndarray:
     """(count, R) sums of the weights (N, R) over the rows of each group; `groups` is (N,) with values below `count`."""
+    from scipy import sparse
+
     rows = len(groups)
     # one entry a column, so scipy adds whole rows of the weights: no indices are built and nothing is copied
     shape = (count, rows)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from regraft.phases.evaluate.bootstrap import Statistics
 
@@ -42,6 +41,8 @@ def ece_statistics(stated: np.ndarray, observed: np.ndarray, rows: int) -> Stati
     Guo et al. 2017 (arXiv:1706.04599), eq. 3, with 15 equal-width bins; `ece_adaptive` has 15 bins of equal mass, whose
     limits are those of the full sample in every resample. `rows` is N: multi-label has several probabilities a row.
     """
+    from scipy import sparse
+
     width = len(stated) // max(rows, 1)
     row = np.arange(len(stated)) // max(width, 1)
     gaps = {
