@@ -268,7 +268,15 @@ def growth() -> str:
         ]
         for name, one in found["found"].items()
     ]
-    header = ["what grows", "sizes", "seconds", "peak GiB", "exponent, seconds", "exponent, memory", "worse than linear"]
+    header = [
+        "what grows",
+        "sizes",
+        "seconds",
+        "peak GiB",
+        "exponent, seconds",
+        "exponent, memory",
+        "worse than linear",
+    ]
     return table(header, rows, numbers_from=1)
 
 
