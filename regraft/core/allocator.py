@@ -8,10 +8,8 @@ import sys
 from functools import cache
 from typing import Any
 
-KERNELS = (
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
-    "LRU_CACHE_CAPACITY",
-)  # how many are kept: by oneDNN, and by torch's own layer
+# how many kernels are kept: by oneDNN, and by torch's own layer on top of it
+KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"
 
 
 def give_back() -> None:

@@ -62,7 +62,7 @@ def bucketed_batches(
         epoch: 0, 1, 2, ...
         real_share: sum of lengths over sum of (batch size x longest in the batch), to be met over the epoch.
         longest_first: the first epoch begins with the batch of the most padded tokens: memory that does not suffice shows at
-            once, and what that batch has freed is enough for all later ones.
+            once, and the heap has its size before the optimizer's state comes to lie in it.
     """
     n = len(lengths)
     shuffled = epoch_order(n, seed, epoch)

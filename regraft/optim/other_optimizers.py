@@ -1,4 +1,4 @@
-"""Optimizers of the pytorch_optimizer package, as data; it is imported, at 60 MiB and half a second, where one is used."""
+"""Optimizers of the pytorch_optimizer package, as data; it is large, and imported where one of them is used."""
 
 from __future__ import annotations
 
