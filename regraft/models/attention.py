@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regraft.core.modes import eval_mode
+from regraft.layers.byte_dropout import dropped
 from regraft.models.trace import call, tensors_in
 
 NAME = "regraft_plain"  # under which transformers knows it
@@ -72,7 +73,8 @@ def plain_attention(
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
+    if module.training:
+        weights = dropped(weights, dropout)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights[..., :length]
 
 

@@ -21,12 +21,13 @@ from regraft.data.encoded import Encoded
 from regraft.data.images import ImagePreprocessor
 from regraft.data.text import TextPreprocessor
 from regraft.errors import ConfigError, DataError, ModelError
+from regraft.layers.byte_dropout import use_byte_dropout
 from regraft.models.attention import use_plain_attention
 from regraft.models.backbone import Backbone, plain_backbone
 from regraft.models.fresh import with_fresh_weights
 from regraft.models.graft import Graft
 from regraft.models.licences import require_commercial, stated_by
-from regraft.models.load import find_model, load_backbone, require_hash
+from regraft.models.load import example_inputs, find_model, load_backbone, require_hash
 from regraft.models.networks import Network
 from regraft.models.standard import load_language_model, load_standard
 from regraft.models.wide_deep import WideDeep
@@ -232,7 +233,7 @@ def readable_model(
             "models.main.weights: `fresh` is for a model with a `name` and a grafted head; a network is fresh anyway"
         )
     if spec.head == "standard" and spec.name is not None:
-        return load_standard(
+        standard = load_standard(
             spec.name,
             modality=schema.modality,
             num_outputs=materials.num_outputs,
@@ -241,6 +242,8 @@ def readable_model(
             seed=seed,
             allow_pickled_weights=spec.allow_pickled_weights,
         )  # type: ignore[arg-type]
+        _fit_for_processors(standard.whole, example_inputs(standard.whole.config, standard.modality))
+        return standard
     graft = _grafted(backbone_of(spec, materials, module, seed=seed), materials, seed)
     if spec.packing:
         graft.pack()
@@ -269,8 +272,7 @@ def backbone_of(spec: ModelSpec, materials: Materials, module: nn.Module | None 
         )
         if spec.weights == "fresh":
             backbone = with_fresh_weights(backbone, seed=seed)
-        if not torch.cuda.is_available():
-            use_plain_attention(backbone.module, backbone.example)
+        _fit_for_processors(backbone.module, backbone.example)
         return backbone
     example = materials.example()["x"]
     if module is None:
@@ -278,6 +280,13 @@ def backbone_of(spec: ModelSpec, materials: Materials, module: nn.Module | None 
             raise ConfigError("models.main: give a `name` or a `network`")
         module = spec.network.build(tuple(example.shape[1:]), materials.num_outputs, seed=seed)
     return plain_backbone(module, example, modality=modality)  # type: ignore[arg-type]
+
+
+def _fit_for_processors(network: nn.Module, example: Mapping[str, Tensor]) -> None:
+    """Attention and dropout made for processors, where there is no GPU; both give the numbers of the network's own."""
+    if not torch.cuda.is_available():
+        use_plain_attention(network, example)
+        use_byte_dropout(network)
 
 
 def _grafted(backbone: Backbone, materials: Materials, seed: int) -> Graft:

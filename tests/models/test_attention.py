@@ -102,3 +102,30 @@ def test_a_text_gets_the_same_bits_in_any_batch_padded_to_any_length(real):
 
     first = hidden(40, real)
     assert all(torch.equal(hidden(n, length), first) for n in (8, 33) for length in (real, real + 1, 24, 40))
+
+
+def test_dropout_is_torchs_own_and_keeps_a_byte_a_weight():
+    module = nn.Module().train()
+    query, key, value = (torch.randn(2, 3, 20, 8, generator=torch.Generator().manual_seed(k)) for k in range(3))
+    outputs, gradients, kept = [], [], []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[-1] += tensor.nbytes if tensor.shape[-2:] == (20, 20) else 0
+        return tensor
+
+    def formula(q: torch.Tensor) -> torch.Tensor:
+        weights = (q @ key.transpose(2, 3) * 8**-0.5).softmax(-1)
+        return (nn.functional.dropout(weights, 0.3) @ value).transpose(1, 2)
+
+    for attend in (formula, lambda q: plain_attention(module, q, key, value, None, dropout=0.3)[0]):
+        own = query.clone().requires_grad_()
+        kept.append(0)
+        torch.manual_seed(5)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            outputs.append(attend(own))
+        outputs[-1].square().sum().backward()
+        gradients.append(own.grad)
+    assert (outputs[0] - outputs[1]).abs().max() <= 1e-6
+    assert (gradients[0] - gradients[1]).abs().max() <= 1e-5
+    entries = 2 * 3 * 20 * 20
+    assert kept[0] - kept[1] == 3 * entries, "a byte for each weight, where fp32 took four"

@@ -14,6 +14,7 @@ from torch import nn
 from regraft.config.recipe import RecipeSpec, recipe_from_tree
 from regraft.data.read import load
 from regraft.errors import ConfigError, RunError
+from regraft.models.attention import NAME
 from regraft.models.save import load_model
 from regraft.phases import train
 from regraft.phases.build import assemble
@@ -282,3 +283,12 @@ def test_a_module_of_ones_own_is_trained(tmp_path):
     module = nn.Sequential(nn.Flatten(), nn.Linear(13, 16), nn.ReLU(), nn.Linear(16, 3))
     run = train_job(spec(models={"main": {}}, steps=80), tmp_path / "run", module=module)
     assert run.read_json("metrics.json")["final"]["test"]["accuracy"]["value"] > 0.8
+
+
+@pytest.mark.parametrize("head", ["standard", "graft"])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has attention of its own")
+def test_a_transformer_is_trained_with_the_attention_made_for_processors(head, minilm):
+    model = {"name": "minilm"} | ({"head": "standard"} if head == "standard" else {})
+    made = assemble(spec(data={"main": {"path": "stdlib-docstrings", "limit": 40}}, models={"main": model})).recipe.model
+    network = made.whole if head == "standard" else made.backbone
+    assert network.config._attn_implementation == NAME
