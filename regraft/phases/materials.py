@@ -242,7 +242,8 @@ def readable_model(
             seed=seed,
             allow_pickled_weights=spec.allow_pickled_weights,
         )  # type: ignore[arg-type]
-        _fit_for_processors(standard.whole, example_inputs(standard.whole.config, standard.modality))
+        example = example_inputs(standard.whole.config, standard.modality)  # type: ignore[arg-type]
+        _fit_for_processors(standard.whole, example)
         return standard
     graft = _grafted(backbone_of(spec, materials, module, seed=seed), materials, seed)
     if spec.packing:

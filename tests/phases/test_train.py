@@ -289,6 +289,8 @@ def test_a_module_of_ones_own_is_trained(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has attention of its own")
 def test_a_transformer_is_trained_with_the_attention_made_for_processors(head, minilm):
     model = {"name": "minilm"} | ({"head": "standard"} if head == "standard" else {})
-    made = assemble(spec(data={"main": {"path": "stdlib-docstrings", "limit": 40}}, models={"main": model})).recipe.model
+    made = assemble(
+        spec(data={"main": {"path": "stdlib-docstrings", "limit": 40}}, models={"main": model})
+    ).recipe.model
     network = made.whole if head == "standard" else made.backbone
     assert network.config._attn_implementation == NAME
