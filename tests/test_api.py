@@ -132,7 +132,7 @@ def test_audit_gives_the_findings_and_writes_nothing(table):
 
 
 def test_a_plan_is_a_recipe_that_adapt_takes(table, tmp_path):
-    recipe = rg.plan(table, strategy="probe", budget=15, progress=False, set=["data.main.test=0.3"])
+    recipe = rg.plan(table, strategy="probe", budget=120, progress=False, set=["data.main.test=0.3"])
     assert isinstance(recipe, RecipeSpec)
     assert recipe.main_data().test == 0.3
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
@@ -165,7 +165,7 @@ def test_a_module_of_ones_own_is_adapted_and_predicts(tmp_path):
             return self.head(x.mean((2, 3)))
 
     out = tmp_path / "run"
-    done = rg.adapt("digits-5-9", Small(), out=out, image_size=8, strategy="probe", budget="20s", progress=False)
+    done = rg.adapt("digits-5-9", Small(), out=out, image_size=8, strategy="probe", budget="2m", progress=False)
     assert done.metrics["final"]["test"]["accuracy"]["value"] > 0.5
     (one,) = done.predict([_digit()])
     assert one.label in {"5", "6", "7", "8", "9"}
