@@ -46,7 +46,8 @@ class StandardHead(nn.Module):
         super().__init__()
         self.whole = whole
         self.inputs = tuple(inputs)
-        self.name, self.modality = name, modality
+        self.name = name
+        self.modality: Modality = modality
         self.licence: str | None = None
         self.source: str | None = None
         self._head_name = head_name(whole)

@@ -242,8 +242,7 @@ def readable_model(
             seed=seed,
             allow_pickled_weights=spec.allow_pickled_weights,
         )  # type: ignore[arg-type]
-        example = example_inputs(standard.whole.config, standard.modality)  # type: ignore[arg-type]
-        _fit_for_processors(standard.whole, example)
+        _fit_for_processors(standard.whole, example_inputs(standard.whole.config, standard.modality))
         return standard
     graft = _grafted(backbone_of(spec, materials, module, seed=seed), materials, seed)
     if spec.packing:

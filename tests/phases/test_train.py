@@ -14,6 +14,7 @@ from torch import nn
 from regraft.config.recipe import RecipeSpec, recipe_from_tree
 from regraft.data.read import load
 from regraft.errors import ConfigError, RunError
+from regraft.layers.byte_dropout import ByteDropout
 from regraft.models.attention import NAME
 from regraft.models.save import load_model
 from regraft.phases import train
@@ -286,11 +287,13 @@ def test_a_module_of_ones_own_is_trained(tmp_path):
 
 
 @pytest.mark.parametrize("head", ["standard", "graft"])
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has attention of its own")
-def test_a_transformer_is_trained_with_the_attention_made_for_processors(head, minilm):
+def test_without_a_gpu_a_transformer_is_trained_with_attention_and_dropout_made_for_processors(
+    head, minilm, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     model = {"name": "minilm"} | ({"head": "standard"} if head == "standard" else {})
-    made = assemble(
-        spec(data={"main": {"path": "stdlib-docstrings", "limit": 40}}, models={"main": model})
-    ).recipe.model
+    data = {"main": {"path": "stdlib-docstrings", "limit": 40}}
+    made = assemble(spec(data=data, models={"main": model})).recipe.model
     network = made.whole if head == "standard" else made.backbone
     assert network.config._attn_implementation == NAME
+    assert {type(layer) for layer in network.modules() if isinstance(layer, nn.Dropout)} == {ByteDropout}
