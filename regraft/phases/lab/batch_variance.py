@@ -12,6 +12,7 @@ from regraft.phases.lab.parts import Chart, Demonstration, Table
 from regraft.phases.report.figures import Line
 
 EXAMPLES, SIDE, DRAWS, SIZES = 4096, 32, 400, (1, 4, 16, 64, 256)
+TURNS = 7  # of measuring, for what else runs on the machine only takes away
 
 
 def single_gradients(seed: int) -> Tensor:
@@ -31,15 +32,16 @@ def variance(single: Tensor, batch: int, seed: int) -> float:
     return float(torch.stack([(single[chosen].mean(0) - whole).square().sum() for chosen in rows]).mean())
 
 
-def throughput(batch: int) -> float:
-    """Examples a second through the forward and backward pass of a layer, the best of three."""
-    layer, x = torch.nn.Linear(256, 256), torch.ones(batch, 256)
-    passes, best = max(20, 400 // batch), 0.0
-    for _ in range(3):
-        begin = time.perf_counter()
-        for _ in range(passes):
-            layer(x).sum().backward()
-        best = max(best, passes * batch / (time.perf_counter() - begin))
+def throughputs() -> dict[int, float]:
+    """Examples a second through the forward and backward pass of a layer by size of batch, the best of turns that all take."""
+    layer, best = torch.nn.Linear(256, 256), dict.fromkeys(SIZES, 0.0)
+    for _ in range(TURNS):
+        for batch in SIZES:
+            x, passes = torch.ones(batch, 256), max(20, 400 // batch)
+            begin = time.perf_counter()
+            for _ in range(passes):
+                layer(x).sum().backward()
+            best[batch] = max(best[batch], passes * batch / (time.perf_counter() - begin))
     return best
 
 
@@ -54,7 +56,7 @@ def show(seed: int = 0) -> Demonstration:
         .solution[:1, 0]
         .tolist()
     )
-    rates = {batch: throughput(batch) for batch in SIZES}
+    rates = throughputs()
     points = [(math.log2(b), math.log2(v)) for b, v in found.items()]
     ideal = [(math.log2(b), math.log2(found[1] / b)) for b in SIZES]
     return Demonstration(

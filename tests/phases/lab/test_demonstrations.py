@@ -118,7 +118,7 @@ def test_the_variance_falls_as_one_over_the_batch_and_throughput_rises():
     found = numbers("batch-variance")
     assert found["power"] == pytest.approx(-1.0, abs=0.05)
     rates = found["examples_per_s"]
-    assert rates["256"] > 1.5 * rates["1"], "tens of times as many where nothing else runs"
+    assert rates["256"] > 3 * rates["1"]
 
 
 @pytest.mark.inventory("sgd", by="regraft lab one-example")
